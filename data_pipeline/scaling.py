@@ -1,0 +1,47 @@
+"""Robust scaling, fitted on a fold's training sessions only; the numbers travel in the bundle."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from data_pipeline.config import Config
+from data_pipeline.errors import FoldError
+from data_pipeline.folds import Span
+from data_pipeline.panel import Panel
+
+
+class Scaler(Config):
+    """Median and interquartile range per feature."""
+
+    median: tuple[float, ...]
+    """Subtracted, one number per feature."""
+    spread: tuple[Annotated[float, Field(gt=0)], ...]
+    """Divided by: the interquartile range."""
+    clip: Annotated[float, Field(gt=0)] = 5.0
+    """Scaled values are clipped to ± this."""
+
+    def transform(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Returns scaled features, same shape `[..., F]`, float32; NaN stays NaN."""
+        centred = (features - np.asarray(self.median, np.float32)) / np.asarray(self.spread, np.float32)
+        return np.clip(centred, -self.clip, self.clip, dtype=np.float32)
+
+
+def fit_scaler(panel: Panel, span: Span) -> Scaler:
+    """Returns the scaler fitted on the ready cells of `span`, pooled over symbols.
+
+    Raises:
+        FoldError: No cell of the span is ready.
+    """
+    rows = slice(span.start, span.stop)
+    cells = panel.features[rows][panel.ready[rows]].astype(np.float64)
+    if not len(cells):
+        raise FoldError(
+            f"no symbol has complete features between sessions {span.start} and {span.stop}; start the fold later"
+        )
+    low, median, high = np.percentile(cells, [25, 50, 75], axis=0)
+    spread = np.where(high - low > 1e-12, high - low, 1.0)  # a constant feature scales to 0
+    return Scaler(median=tuple(median.tolist()), spread=tuple(spread.tolist()))

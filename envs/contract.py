@@ -1,0 +1,98 @@
+"""What an action means, what is observed, and what a policy is.
+
+Time: a decision at session t sees bars up to and including the close of t and fills at the open of t+1.
+
+An observation is the concatenation `[market features | portfolio state]`, both float32. The market part
+is the scaled feature row of one symbol; prices do not depend on a small account, so only this part feeds
+the recurrence. The portfolio part describes the *sleeve*: the share of the account that one symbol may
+use at most. It means the same in a one-symbol training slot and in an account of many symbols.
+
+Axes: B slots, W sessions of a window, N symbols, F market features, P portfolio features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date
+from enum import StrEnum
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Floats32 = npt.NDArray[np.float32]
+Bools = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int64]
+
+PORTFOLIO_FEATURES = ("position", "sessions_held")
+"""position: weight over sleeve budget, about [-1, 1]; sessions_held: of the present sign, in units of 20."""
+
+HOLDING_UNIT_SESSIONS = 20.0
+
+
+class ActionKind(StrEnum):
+    """How a policy's output names a target position."""
+
+    DISCRETE = "discrete"
+    CONTINUOUS = "continuous"
+
+
+DISCRETE_POSITIONS = (-1.0, 0.0, 1.0)
+"""The target positions of the discrete actions 0, 1, 2: short, cash, long."""
+
+
+def positions_of(actions: npt.NDArray[Any], kind: ActionKind) -> Floats:
+    """Returns the target positions in [-1, 1] that `actions` name, same shape.
+
+    Args:
+        actions: Discrete: integers 0 short, 1 cash, 2 long. Continuous: numbers, clipped to [-1, 1].
+        kind: Which of the two.
+    """
+    if kind is ActionKind.DISCRETE:
+        return np.asarray(DISCRETE_POSITIONS)[actions.astype(np.int64)]
+    return np.clip(actions.astype(np.float64), -1.0, 1.0)
+
+
+def portfolio_state(weights: Floats, budget: Floats | float, sessions_held: Ints) -> Floats32:
+    """Returns the portfolio part of the observation, shape `[..., P]`.
+
+    Args:
+        weights: Present weight of each symbol as a share of equity, `[...]`.
+        budget: Largest absolute weight a target position of 1 asks for (`limits.sleeve_budget`).
+        sessions_held: Sessions since the position took its present sign; 0 when flat.
+    """
+    held = np.minimum(sessions_held / HOLDING_UNIT_SESSIONS, 2.0)
+    return np.stack([weights / budget, held], axis=-1).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Window:
+    """All that a policy may know when it decides at the close of `session`.
+
+    Attributes:
+        session: The session t whose close has just passed.
+        symbols: N tickers, the order of every N axis.
+        features: Unscaled market features of sessions t-W+1 .. t, `[W, N, F]` float32.
+        closes: Total-return closes of the same sessions, `[W, N]`; scale is arbitrary, NaN where no bar.
+        portfolio: Portfolio state after the close of t, `[N, P]` float32.
+        ready: True where the symbol traded at t and all W feature rows are finite, `[N]`.
+    """
+
+    session: date
+    symbols: tuple[str, ...]
+    features: Floats32
+    closes: Floats
+    portfolio: Floats32
+    ready: Bools
+
+
+class Policy(Protocol):
+    """Anything that turns a window into target positions."""
+
+    name: str
+    window: int
+    """W, the sessions it wants to see."""
+
+    def decide(self, window: Window) -> Floats:
+        """Returns target positions in [-1, 1], `[N]`; symbols that are not ready get 0."""

@@ -1,0 +1,158 @@
+"""The `swing-rl` command: each sub-command parses, builds the settings, and calls one function."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from data_pipeline.build import build
+from data_pipeline.errors import ConfigError, one_line_errors
+from data_pipeline.panel import open_panel
+from rl.config import load_config
+from rl.jobs import jobs_app
+from rl.learning.cluster import ray_session
+
+app = typer.Typer(
+    name="swing-rl",
+    help="Learn and judge: train recurrent policies on Ray workers, sweep over walk-forward folds, "
+    "validate the winner on an untouched window, export it.\n\n"
+    "The usual order: tune, validate, export; then `swing-live serve`. "
+    "Every command also runs as a Ray job: `swing-rl jobs submit -- tune --config … --out …`.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.add_typer(jobs_app, name="jobs")
+
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="YAML of settings, such as tune_configs/demo.yaml; none: all defaults.")
+]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="Override one setting, e.g. --set ppo.lr=0.001. Repeatable.")
+]
+Address = Annotated[
+    str | None, typer.Option(help="Of a running Ray cluster; none: RAY_ADDRESS, else a local one for this command.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON lines instead of bars and tables.")]
+
+
+@app.command("train")
+def train_command(
+    out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    config: ConfigFile = None,
+    assignments: Settings = None,
+    fold: Annotated[str, typer.Option(help="fold-1, fold-2, … or final (all that precedes the test window).")] = "final",
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run that --out holds.")] = False,
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Train one configuration by PPO on one fold.
+
+    Example: swing-rl train --config tune_configs/train.yaml --out runs/first --set train.steps=50000
+    """
+    from rl.judging.tune import folds_of  # noqa: PLC0415
+    from rl.learning.train import train  # noqa: PLC0415
+
+    settings = load_config(config, assignments or [])
+    panel_folder = build(settings.data)
+    folds, final = folds_of(open_panel(panel_folder), settings)
+    spans = {f.name: f.train for f in (*folds, final)}
+    if fold not in spans:
+        raise ConfigError(f"--fold {fold!r}: choose from {', '.join(spans)}")
+    with ray_session(address):
+        if as_json:
+            trained = train(
+                settings, panel_folder, spans[fold], out, resume, lambda p: typer.echo(json.dumps(asdict(p)))
+            )
+        else:
+            from rl.console import training_bar  # noqa: PLC0415
+
+            with training_bar(Console(), f"training on {fold}") as show:
+                trained = train(settings, panel_folder, spans[fold], out, resume, show)
+    typer.echo(json.dumps({"run": str(trained.folder), "seconds": round(trained.seconds, 1)}))
+
+
+@app.command("tune")
+def tune_command(
+    out: Annotated[Path, typer.Option(help="Folder of the sweep; finished trainings in it are re-used.")],
+    config: ConfigFile = None,
+    assignments: Settings = None,
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Sweep the search space over the walk-forward folds with Ray Tune.
+
+    Example: swing-rl tune --config tune_configs/sweep.yaml --out runs/sweep
+    """
+    from rl.console import sweep_bar, sweep_table  # noqa: PLC0415
+    from rl.judging.tune import tune  # noqa: PLC0415
+
+    settings = load_config(config, assignments or [])
+    console = Console()
+    with ray_session(address):
+        if as_json:
+            typer.echo(json.dumps(tune(settings, out).tree()))
+            return
+        with sweep_bar(console, "sweep") as show:
+            sweep = tune(settings, out, show)
+    console.print(sweep_table(sweep))
+
+
+@app.command("validate")
+def validate_command(
+    sweep: Annotated[Path, typer.Argument(help="Folder of a finished sweep.")],
+    out: Annotated[Path, typer.Option(help="Folder for the final run, ledgers, figures and report.")],
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Train the sweep's winner once more and judge it on the untouched test window.
+
+    Example: swing-rl validate runs/sweep --out runs/verdict
+    """
+    from rl.console import training_bar, validation_table  # noqa: PLC0415
+    from rl.judging.validate import validate  # noqa: PLC0415
+
+    console = Console()
+    with ray_session(address):
+        if as_json:
+            typer.echo(json.dumps(validate(sweep, out).tree()))
+            return
+        with training_bar(console, "training the winner") as show:
+            validation = validate(sweep, out, show)
+    console.print(validation_table(validation))
+    console.print(f"verdict: {validation.verdict.decision}")
+    for reason in validation.verdict.reasons:
+        console.print(f"  {reason}")
+    console.print(f"report: {out / 'report.html'}")
+
+
+@app.command("export")
+def export_command(
+    validation: Annotated[Path, typer.Argument(help="Folder of a validation.")],
+    out: Annotated[Path, typer.Option(help="Folder of the bundle.")],
+    as_json: Json = False,
+) -> None:
+    """Write the judged policy as a bundle: weights and manifest, no pickle, every byte hashed.
+
+    Example: swing-rl export runs/verdict --out runs/bundle
+    """
+    from rl.judging.export import export  # noqa: PLC0415
+
+    bundle = export(validation, out)
+    facts = {"bundle": str(out), "policy_version": bundle.version, "verdict": bundle.manifest.verdict.decision}
+    typer.echo(json.dumps(facts) if as_json else "\n".join(f"{key}: {value}" for key, value in facts.items()))
+
+
+@one_line_errors
+def main() -> None:
+    """Entry point of `swing-rl`."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

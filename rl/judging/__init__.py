@@ -1,0 +1,9 @@
+"""From trained policies to a verdict.
+
+baselines   policies that anyone can have for nothing
+metrics     figures of a ledger, with their uncertainty
+tune        Ray Tune over configurations and folds
+validate    the sweep's winner on the untouched test window
+report      one self-contained HTML page
+export      the bundle
+"""

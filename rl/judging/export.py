@@ -1,0 +1,114 @@
+"""A validated policy to a bundle, refused where NumPy and torch disagree."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.errors import BundleError
+from data_pipeline.features import FeatureSet
+from data_pipeline.panel import Panel
+from envs.bundle import GOLDEN_TOLERANCE, Bundle, FeatureEntry, LstmPolicy, Manifest, write_bundle
+from envs.contract import PORTFOLIO_FEATURES, Floats32
+from rl.judging.validate import Validation, read_validation
+
+RANDOM_WINDOWS = 64
+
+
+def export(validation_folder: Path, out: Path) -> Bundle:
+    """Writes the bundle of a validation and returns it, read back.
+
+    A rejected policy is exported too, with its verdict: the executor plans with it and does not trade.
+
+    Raises:
+        RunError: There is no validation in the folder.
+        BundleError: NumPy and torch disagree by more than 1e-5, or `out` is not a bundle's place.
+    """
+    validation = read_validation(validation_folder)
+    panel = validation.open_panel()
+    policy = validation.policy()
+    manifest = _manifest(validation, panel, policy)
+    golden = _golden(policy, panel)
+    evidence = {"validation.json": json.dumps(validation.tree(), indent=1, sort_keys=True).encode()}
+    return write_bundle(out, manifest, policy, golden, evidence)
+
+
+def disagreement(policy: LstmPolicy, features: Floats32, portfolio: Floats32) -> tuple[float, Floats32]:
+    """Returns the largest difference of NumPy from torch, and torch's outputs `[N, A]`.
+
+    Args:
+        policy: The NumPy policy.
+        features: Unscaled windows, `[W, N, F]`.
+        portfolio: `[N, P]`.
+    """
+    import torch  # noqa: PLC0415
+
+    from rl.learning.network import net_of  # noqa: PLC0415
+
+    net = net_of(policy.weights, policy.action)
+    scaled = policy.scaler.transform(features)
+    repeated = np.broadcast_to(portfolio, (len(features), *portfolio.shape))
+    obs_NWD = torch.from_numpy(np.concatenate([scaled, repeated], axis=-1).swapaxes(0, 1).copy())
+    zero = torch.zeros(obs_NWD.shape[0], net.hidden)
+    with torch.no_grad():
+        outputs, _, _ = net(obs_NWD, (zero, zero))
+    reference: Floats32 = outputs[:, -1].numpy()
+    return float(np.abs(policy.outputs(features, portfolio) - reference).max()), reference
+
+
+def _golden(policy: LstmPolicy, panel: Panel) -> dict[str, Floats32]:
+    rng = np.random.default_rng(0)
+    complete = np.isfinite(panel.features).all(axis=-1)
+    counts = np.vstack([np.zeros((1, complete.shape[1]), int), complete.cumsum(axis=0)])
+    ends = np.argwhere(counts[policy.window :] - counts[: -policy.window] == policy.window)
+    chosen = ends[rng.integers(len(ends), size=RANDOM_WINDOWS)]
+    features = np.stack([panel.features[t : t + policy.window, n] for t, n in chosen], axis=1)
+    portfolio = rng.uniform(-1, 1, (RANDOM_WINDOWS, len(PORTFOLIO_FEATURES))).astype(np.float32)
+    error, outputs = disagreement(policy, features, portfolio)
+    if not error <= GOLDEN_TOLERANCE:
+        raise BundleError(f"NumPy and torch disagree by {error:.2g} on {RANDOM_WINDOWS} windows; nothing was exported")
+    kept = slice(0, 4)
+    return {"features": features[:, kept].copy(), "portfolio": portfolio[kept].copy(), "outputs": outputs[kept].copy()}
+
+
+def _manifest(validation: Validation, panel: Panel, policy: LstmPolicy) -> Manifest:
+    config = validation.config
+    features = FeatureSet.of(panel.feature_names)
+    return Manifest(
+        features=tuple(FeatureEntry(name=f.name, look_back=f.look_back) for f in features.features),
+        feature_schema_hash=panel.schema_hash,
+        window=policy.window,
+        action=policy.action,
+        scaler=policy.scaler,
+        symbols=panel.symbols,
+        exchange=config.data.exchange,
+        limits=config.env.limits,
+        costs=config.env.costs,
+        data={"panel": Path(validation.panel).name, **{k: str(v) for k, v in panel.source.items()}},
+        config=config.tree(),
+        config_hash=config.digest(),
+        code=_code(),
+        results=_results(validation),
+        verdict=validation.verdict,
+    )
+
+
+def _results(validation: Validation) -> dict[str, Any]:
+    tree = validation.tree()
+    return {key: tree[key] for key in ("test", "figures", "trials")}
+
+
+def _code() -> str:
+    """Version, and the commit where the code runs from a checkout."""
+    here = Path(__file__).resolve().parents[2]
+    asked = subprocess.run(
+        ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"],
+        capture_output=True, text=True, check=False,
+    )
+    commit = asked.stdout.strip() if asked.returncode == 0 else "no checkout"
+    return f"swing-rl {version('swing-rl')} ({commit})"

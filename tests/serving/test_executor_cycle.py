@@ -1,0 +1,390 @@
+"""Whole passes of the executor against the fake broker and a fake policy server."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable
+from datetime import date, datetime, timedelta
+from typing import Any
+
+import httpx
+import pytest
+
+from data_pipeline.errors import ConfigError, LiveError
+from serving.executor.broker import Broker, BrokerError, Refusal, last_completed
+from serving.executor.config import Credentials, ExecutorConfig
+from serving.executor.cycle import CycleReport
+from serving.executor.journal import Journal
+from serving.executor.plan import Intent
+from tests.serving.conftest import AS_OF, NEW_YORK, SECRETS, Desk, flat_bars
+
+# exchange_calendars reads a pandas property that pandas 3.1 deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:Series.values returning an ndarray that drops timezone")
+
+
+def assert_held(desk: Desk, report: CycleReport, reason: str) -> None:
+    assert report.state == "hold"
+    assert reason in "; ".join(report.reasons)
+    assert desk.posted == []
+
+
+def journalled(desk: Desk, session: date = AS_OF) -> list[Intent]:
+    with Journal(desk.journal_path) as journal:
+        return journal.intents(session)
+
+
+def assert_journal_equals_broker(desk: Desk, session: date = AS_OF) -> None:
+    ours = {i.client_order_id: (i.state, i.filled, i.fill_price) for i in journalled(desk, session)}
+    theirs = {
+        o.asked.client_order_id: (o.status, float(o.asked.qty), o.fill_price) for o in desk.broker.orders
+    }
+    assert ours == theirs
+    with Journal(desk.journal_path) as journal:
+        assert {s: q for s, q in journal.positions(session).items() if q} == desk.held
+
+
+def test_dry_run_plans_and_sends_nothing_each_time(desk: Desk) -> None:
+    first, second = desk.cycle(), desk.cycle()
+    # 0.4 of 100,000 at 100 USD; -0.2 of 100,000 at 40 USD.
+    assert [(o.symbol, o.side, o.shares) for o in first.orders] == [("AAA", "buy", 400), ("BBB", "sell", 500)]
+    assert (first.state, first.session, first.verdict) == ("planned", AS_OF, "promote")
+    assert first == second
+    assert desk.posted == []
+    assert len(desk.policy.asked) == 2
+
+
+def test_dry_run_does_not_mark_the_session_for_paper(desk: Desk) -> None:
+    desk.cycle()
+    assert desk.cycle("paper").state == "done"
+
+
+def test_paper_executes_once_and_then_says_already_done(desk: Desk) -> None:
+    report = desk.cycle("paper")
+    assert (report.state, report.reasons) == ("done", [])
+    assert desk.held == {"AAA": 400.0, "BBB": -500.0}
+    assert_journal_equals_broker(desk)
+    again = desk.cycle("paper")
+    assert again.state == "already-done"
+    assert again.orders == report.orders
+    assert len(desk.posted) == 2
+    assert len(desk.policy.asked) == 1
+
+
+def test_paper_crossing_zero_closes_then_opens(desk: Desk) -> None:
+    desk.broker.submit(order_of("AAA", 100, "buy"))
+    desk.policy.weights = {"AAA": -0.3, "BBB": 0.0}
+    assert desk.cycle("paper").state == "done"
+    assert desk.posted == ["swing.20120614.AAA.stc.0", "swing.20120614.AAA.sto.0"]
+    assert desk.held == {"AAA": -300.0}
+
+
+def test_paper_lost_response_places_no_second_order(desk: Desk) -> None:
+    desk.broker.lose_responses = 2
+    assert desk.cycle("paper").state == "done"
+    assert desk.held == {"AAA": 400.0, "BBB": -500.0}
+    assert len(desk.broker.orders) == len(set(desk.posted)) == 2
+    assert_journal_equals_broker(desk)
+
+
+class Crash(Exception):
+    pass
+
+
+class CrashesAfterFirstPost(Broker):
+    """Places the first order and dies before the journal learns of it."""
+
+    def submit(self, intent: Intent) -> Any:
+        super().submit(intent)
+        raise Crash
+
+
+def test_paper_crash_after_post_resumes_the_stored_plan(desk: Desk) -> None:
+    with pytest.raises(Crash):
+        desk.cycle("paper", broker=CrashesAfterFirstPost)
+    assert [intent.state for intent in journalled(desk)] == ["submitting", "planned"]
+    desk.policy.weights = {"AAA": 0.0, "BBB": 0.9}
+    assert desk.cycle("paper").state == "done"
+    assert desk.held == {"AAA": 400.0, "BBB": -500.0}
+    assert len(desk.policy.asked) == 1
+    assert_journal_equals_broker(desk)
+
+
+def test_paper_plan_left_over_from_an_earlier_session_lapses(desk: Desk) -> None:
+    with pytest.raises(Crash):
+        desk.cycle("paper", broker=CrashesAfterFirstPost)
+    desk.broker.move_to(desk.broker.now + timedelta(days=3))  # Monday, 10:00
+    report = desk.cycle("paper")
+    assert (report.state, report.session) == ("done", date(2012, 6, 15))
+    assert [intent.state for intent in journalled(desk)] == ["filled", "lapsed"]
+    assert desk.posted == ["swing.20120614.AAA.bto.0", "swing.20120615.BBB.sto.0"]
+
+
+class ClosedByHand(Broker):
+    """The position disappears between the plan and the first order."""
+
+    desk: Desk
+
+    def submit(self, intent: Intent) -> Any:
+        self.desk.broker.lots.pop("AAA", None)
+        return super().submit(intent)
+
+
+def test_paper_position_closed_by_hand_is_not_sold_twice(desk: Desk) -> None:
+    desk.broker.submit(order_of("AAA", 100, "buy"))
+    desk.policy.weights = {"AAA": 0.0, "BBB": 0.4}
+    ClosedByHand.desk = desk
+    report = desk.cycle("paper", broker=ClosedByHand)
+    assert report.state == "done"
+    assert [order.state for order in report.orders] == ["refused", "skipped"]
+    assert "position intent mismatch" in report.reasons[0]
+    assert desk.held == {}
+
+
+@pytest.mark.parametrize(
+    ("tamper", "reason"),
+    [
+        (lambda a: {**a, "request_id": "another"}, "request_id"),
+        (lambda a: {**a, "as_of_session": "2012-06-13"}, "as_of_session"),
+        (lambda a: {**a, "policy_version": "toy-2"}, "policy_version"),
+        (lambda a: {**a, "weights": {**a["weights"], "AAA": float("nan")}}, "weights.AAA"),
+        (lambda a: {**a, "weights": {**a["weights"], "AAA": None}}, "weights.AAA"),
+        (lambda a: {**a, "weights": {"AAA": 0.4}, "cash": 0.6}, "symbols of weights"),
+        (lambda a: {**a, "weights": {"AAA": 0.96, "BBB": 0.0}, "cash": 0.04}, "max_weight"),
+        (lambda a: {**a, "weights": {"AAA": 0.8, "BBB": -0.2}, "cash": 0.4}, "max_gross"),
+        (lambda a: {**a, "cash": 0.5}, "do not add up"),
+        (lambda a: {**a, "surprise": 1}, "surprise"),
+        (lambda _: "<html>busy</html>", "not a valid DecisionResponse"),
+    ],
+)
+def test_decision_that_is_not_valid_holds(desk: Desk, tamper: Callable[[Any], Any], reason: str) -> None:
+    desk.policy.tamper = tamper
+    assert_held(desk, desk.cycle("paper"), reason)
+
+
+@pytest.mark.parametrize("status", [401, 404, 408, 409, 422, 500, 503])
+def test_policy_server_error_holds(desk: Desk, status: int) -> None:
+    desk.policy.status = status
+    assert_held(desk, desk.cycle("paper"), f"policy server answered {status}")
+
+
+def test_policy_server_down_holds(desk: Desk) -> None:
+    assert_held(desk, desk.cycle("paper", policy_url="http://127.0.0.1:9"), "cannot be reached")
+
+
+def test_short_weight_in_long_only_account_holds(desk: Desk) -> None:
+    assert_held(desk, desk.cycle("paper", limits={"long_only": True}), "long-only")
+
+
+def test_rejected_policy_holds_in_paper_and_warns_in_dry_run(desk: Desk) -> None:
+    desk.policy.verdict = "reject"
+    assert_held(desk, desk.cycle("paper"), "rejected by its judge")
+    rehearsal = desk.cycle()
+    assert rehearsal.state == "planned"
+    assert any("rejected by its judge" in warning for warning in rehearsal.warnings)
+    assert desk.cycle("paper", allow_rejected=True).state == "done"
+
+
+@pytest.mark.parametrize("mode", ["dry-run", "paper"])
+def test_missing_bar_of_the_session_holds(desk: Desk, mode: str) -> None:
+    bars = flat_bars({"AAA": 100.0, "BBB": 40.0})
+    gone = (bars["symbol"] == "BBB") & (bars["session"] == AS_OF)
+    bars.filter(~gone).write_parquet(desk.folder / "bars.parquet")
+    assert_held(desk, desk.cycle(mode), "no bar of BBB for 2012-06-14")
+    assert desk.policy.asked == []
+
+
+def test_symbols_that_are_not_the_models_hold(desk: Desk) -> None:
+    assert_held(desk, desk.cycle("paper", symbols=["AAA"]), "are not the model's")
+
+
+def test_foreign_open_order_holds(desk: Desk) -> None:
+    desk.broker.submit(order_of("AAA", 5, "buy", limit=1.0))
+    assert_held(desk, desk.cycle("paper"), "is not part of the present plan")
+
+
+def test_position_outside_the_universe_holds(desk: Desk) -> None:
+    desk.policy.weights = {"AAA": 0.4}
+    desk.broker.submit(order_of("BBB", 5, "buy"))
+    assert_held(desk, desk.cycle("paper"), "position in BBB")
+
+
+@pytest.mark.parametrize(
+    ("cap", "reason"),
+    [({"max_order_usd": 30_000.0}, "is 40000 USD"), ({"max_orders_per_session": 1}, "2 orders")],
+)
+def test_plan_beyond_a_cap_holds(desk: Desk, cap: dict[str, float], reason: str) -> None:
+    assert_held(desk, desk.cycle("paper", **cap), reason)
+
+
+@pytest.mark.parametrize(
+    ("moment", "reason"),
+    [
+        (datetime(2012, 6, 15, 9, 44), "09:44 is outside the trading window 09:45 to 15:30"),
+        (datetime(2012, 6, 15, 15, 31), "outside the trading window"),
+        (datetime(2012, 6, 15, 8, 0), "market is closed"),
+        (datetime(2012, 6, 16, 11, 0), "market is closed"),
+    ],
+)
+def test_outside_the_window_holds_in_paper_and_warns_in_dry_run(
+    desk: Desk, moment: datetime, reason: str
+) -> None:
+    desk.broker.move_to(moment.replace(tzinfo=NEW_YORK))
+    assert_held(desk, desk.cycle("paper"), reason)
+    rehearsal = desk.cycle()
+    assert rehearsal.state == "planned"
+    assert any(reason in warning for warning in rehearsal.warnings)
+
+
+def test_last_completed_session_knows_half_days_and_weekends(desk: Desk) -> None:
+    broker = Broker(desk.config(), Credentials.from_environment())
+    sessions = broker.sessions(date(2011, 11, 14), date(2011, 11, 28))
+
+    def completed(*moment: int) -> date | None:
+        last = last_completed(sessions, datetime(*moment, tzinfo=NEW_YORK))  # type: ignore[misc,arg-type]
+        return last.day if last else None
+
+    # Thanksgiving 2011 was 24 November; the Friday closed at 13:00.
+    assert completed(2011, 11, 25, 12, 59) == date(2011, 11, 23)
+    assert completed(2011, 11, 25, 13, 0) == date(2011, 11, 25)
+    assert completed(2011, 11, 28, 15, 59) == date(2011, 11, 25)
+    assert completed(2011, 11, 28, 16, 0) == date(2011, 11, 28)
+
+
+def test_clock_skew_is_no_reason_against_a_loopback_broker_only(desk: Desk) -> None:
+    from serving.executor.gates import skew_reasons
+
+    config = desk.config(mode="paper")
+    clock = Broker(config, Credentials.from_environment()).clock()
+    assert config.broker_is_loopback
+    assert not ExecutorConfig().broker_is_loopback
+    assert skew_reasons(clock, clock.timestamp + timedelta(seconds=4), config) == []
+    assert skew_reasons(clock, clock.timestamp - timedelta(seconds=60), config) != []
+
+
+def test_request_carries_bars_up_to_the_session_and_the_holdings(desk: Desk) -> None:
+    desk.policy.weights = {"AAA": 0.4, "BBB": 0.0}
+    desk.cycle("paper")
+    desk.broker.move_to(desk.broker.now + timedelta(days=4))  # Tuesday; as-of is Monday, 18 June
+    desk.cycle("paper")
+    first, second = desk.policy.asked
+    assert (first.portfolio, first.bars["AAA"].session[-1]) == ({}, AS_OF)
+    assert len(first.bars["AAA"].session) == 30
+    assert second.as_of_session == second.bars["BBB"].session[-1] == date(2012, 6, 18)
+    # Bought on Friday the 15th, held over the closes of the 15th and the 18th.
+    assert second.portfolio["AAA"].sessions_held == 2
+    assert second.portfolio["AAA"].weight == pytest.approx(0.4)
+
+
+def test_second_executor_on_the_same_journal_is_locked_out(desk: Desk) -> None:
+    inside, go_on = threading.Event(), threading.Event()
+
+    def slow(answer: Any) -> Any:
+        inside.set()
+        go_on.wait(10)
+        return answer
+
+    desk.policy.tamper = slow
+    thread = threading.Thread(target=desk.cycle)
+    thread.start()
+    assert inside.wait(10)
+    assert desk.cycle().state == "locked"
+    go_on.set()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_broker_down_holds(desk: Desk) -> None:
+    report = desk.cycle("paper", broker_url="http://127.0.0.1:9")
+    assert_held(desk, report, "broker cannot be reached")
+
+
+def test_broker_without_an_order_answers_none_and_refuses_by_value(desk: Desk) -> None:
+    broker = Broker(desk.config(), Credentials.from_environment())
+    assert broker.order("swing.20120614.AAA.bto.0") is None
+    intent = Intent(
+        client_order_id="x.1", symbol="AAA", position_intent="sell_to_close", shares=1, price=100.0
+    )
+    outcome = broker.submit(intent)
+    assert isinstance(outcome, Refusal)
+    assert desk.broker.orders == []
+
+
+def test_broker_wrong_path_is_a_broker_error(desk: Desk) -> None:
+    config = desk.config(broker_url=desk.policy_url)
+    with pytest.raises(BrokerError, match="404"):
+        Broker(config, Credentials.from_environment()).account()
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ({"mode": "live"}, "live trading is not part of this version"),
+        ({"broker_url": ""}, "broker_url"),
+        ({"broker_url": "https://api.alpaca.markets"}, "leave it out to use Alpaca's paper account"),
+        ({"symbols": ["aapl"]}, "symbols"),
+    ],
+)
+def test_config_that_could_do_harm_is_refused(setting: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        ExecutorConfig.of(setting)
+
+
+@pytest.mark.parametrize("variable", sorted(SECRETS))
+def test_credentials_missing_variable_is_named(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, "")
+    with pytest.raises(LiveError, match=variable):
+        Credentials.from_environment()
+
+
+def test_secrets_appear_in_no_repr_log_report_or_journal(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    desk.policy.status = 401
+    reports = [desk.cycle("paper"), desk.cycle("paper", broker_url="http://127.0.0.1:9")]
+    desk.policy.status = 200
+    reports.append(desk.cycle("paper"))
+    credentials = Credentials.from_environment()
+    seen = [caplog.text, repr(credentials), str(credentials), credentials.model_dump_json()]
+    seen += [report.model_dump_json() for report in reports]
+    seen += [path.read_bytes().decode(errors="replace") for path in desk.folder.glob("journal*")]
+    for value in SECRETS.values():
+        assert not any(value in text for text in seen)
+
+
+def test_journal_records_holds_once_while_they_repeat(desk: Desk) -> None:
+    desk.policy.status = 503
+    desk.cycle("paper")
+    desk.cycle("paper")
+    with Journal(desk.journal_path) as journal:
+        assert [kind for kind, _ in journal.events()] == ["hold"]
+
+
+def test_order_posted_has_only_fields_the_plan_names(desk: Desk) -> None:
+    desk.cycle("paper")
+    assert desk.broker.requests[0] == {
+        "symbol": "AAA",
+        "qty": 400.0,
+        "side": "buy",
+        "type": "market",
+        "time_in_force": "day",
+        "client_order_id": "swing.20120614.AAA.bto.0",
+        "position_intent": "buy_to_open",
+    }
+
+
+def order_of(symbol: str, qty: int, side: str, limit: float | None = None) -> Any:
+    from serving.fake_broker import OrderRequest
+
+    kind = {"type": "market"} if limit is None else {"type": "limit", "limit_price": limit}
+    return OrderRequest.model_validate(
+        {"symbol": symbol, "qty": qty, "side": side, "time_in_force": "day", **kind}
+    )
+
+
+def test_fake_clock_route_moves_the_day(desk: Desk) -> None:
+    answer = httpx.put(f"{desk.broker_url}/fake/clock", json={"now": "2012-06-18T10:00:00-04:00"})
+    assert json.loads(answer.text)["is_open"] is True
+    assert desk.cycle().session == date(2012, 6, 15)

@@ -1,0 +1,302 @@
+"""The fake broker answers as Alpaca does: shapes, refusals, clock and prices."""
+
+from __future__ import annotations
+
+import json
+import select
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import jsonschema
+import pytest
+
+from data_pipeline.bars import FileBars
+from data_pipeline.errors import LiveError
+from serving.fake_broker import FakeBroker
+from tests.serving.conftest import NEW_YORK, TODAY_AT_TEN, Desk, flat_bars
+
+# exchange_calendars reads a pandas property that pandas 3.1 deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:Series.values returning an ndarray that drops timezone")
+
+KEYS = {"APCA-API-KEY-ID": "k", "APCA-API-SECRET-KEY": "s"}
+SCHEMAS = Path(__file__).parents[3] / "shared" / "schemas" / "alpaca"
+# Newer than the published description (subtag, source) or told by the client's model (settlement_date).
+UNDESCRIBED = {"subtag", "source", "settlement_date"}
+
+
+@pytest.fixture
+def alpaca(desk: Desk) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=desk.broker_url, headers=KEYS, trust_env=False) as client:
+        yield client
+
+
+def post(alpaca: httpx.Client, **changes: Any) -> httpx.Response:
+    order = {"symbol": "AAA", "qty": "10", "side": "buy", "type": "market", "time_in_force": "day"}
+    return alpaca.post("/v2/orders", json={**order, **changes})
+
+
+def test_request_without_keys_is_unauthorised(desk: Desk) -> None:
+    answer = httpx.get(f"{desk.broker_url}/v2/account")
+    assert (answer.status_code, answer.json()) == (401, {"message": "forbidden."})
+
+
+def test_market_order_fills_and_moves_cash_and_position(alpaca: httpx.Client) -> None:
+    order = post(alpaca).json()
+    assert (order["status"], order["filled_qty"], order["filled_avg_price"]) == ("filled", "10", "100.0")
+    assert order["position_intent"] == "buy_to_open"
+    account, position = alpaca.get("/v2/account").json(), alpaca.get("/v2/positions").json()[0]
+    assert (account["cash"], account["equity"]) == ("99000.00", "100000.00")
+    assert (position["qty"], position["side"], position["cost_basis"]) == ("10", "long", "1000.00")
+
+
+def test_average_price_of_two_buys_and_of_a_partial_sale(tmp_path: Path) -> None:
+    bars = flat_bars({"AAA": 100.0})
+    rising = bars.with_columns(
+        *(
+            (bars[name] + 20.0 * (bars["session"] > TODAY_AT_TEN.date())).alias(name)
+            for name in ("open", "high")
+        )
+    )
+    rising.write_parquet(tmp_path / "bars.parquet")
+    broker = FakeBroker(FileBars(tmp_path / "bars.parquet"), TODAY_AT_TEN, positions={"AAA": 10.0})
+    broker.move_to(TODAY_AT_TEN + timedelta(days=3))  # Monday opens at 120
+    from tests.serving.test_executor_cycle import order_of
+
+    broker.submit(order_of("AAA", 30, "buy"))
+    assert (broker.lots["AAA"].shares, broker.lots["AAA"].price) == (40.0, 115.0)
+    broker.submit(order_of("AAA", 15, "sell"))
+    assert (broker.lots["AAA"].shares, broker.lots["AAA"].price) == (25.0, 115.0)
+
+
+@pytest.mark.parametrize(
+    ("order", "status", "code", "message"),
+    [
+        ({"symbol": "ZZZ"}, 422, 42210000, "not found"),
+        ({"qty": "0"}, 422, 42210000, "qty"),
+        ({"qty": "1.5"}, 422, 42210000, "whole number"),
+        ({"qty": None}, 422, 42210000, "qty"),
+        ({"type": "stop"}, 422, 42210000, "type"),
+        ({"type": "limit"}, 422, 42210000, "limit price"),
+        ({"client_order_id": "x" * 129}, 422, 42210000, "client_order_id"),
+        ({"colour": "red"}, 422, 42210000, "colour"),
+        ({"qty": "5000"}, 403, 40310000, "insufficient buying power"),
+        (
+            {"position_intent": "buy_to_close"},
+            403,
+            40310000,
+            "position intent mismatch, inferred: buy to open",
+        ),
+        ({"side": "sell", "position_intent": "sell_to_close"}, 403, 40310000, "position intent mismatch"),
+    ],
+)
+def test_order_that_alpaca_refuses_is_refused(
+    alpaca: httpx.Client, order: dict[str, Any], status: int, code: int, message: str
+) -> None:
+    answer = post(alpaca, **order)
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    assert message in answer.json()["message"]
+    assert alpaca.get("/v2/orders", params={"status": "all"}).json() == []
+
+
+def test_duplicate_client_order_id_is_refused(alpaca: httpx.Client) -> None:
+    assert post(alpaca, client_order_id="a.1").status_code == 200
+    again = post(alpaca, client_order_id="a.1")
+    assert (again.status_code, again.json()["code"]) == (422, 40010001)
+    assert again.json()["message"] == "client_order_id must be unique"
+
+
+def test_sale_that_crosses_zero_is_refused(alpaca: httpx.Client) -> None:
+    post(alpaca)
+    answer = post(alpaca, side="sell", qty="11")
+    assert answer.status_code == 403
+    assert answer.json()["available"] == "10"
+    assert "insufficient qty available for order (requested: 11, available: 10)" in answer.json()["message"]
+
+
+def test_resting_limit_order_reserves_shares_and_can_be_cancelled(alpaca: httpx.Client) -> None:
+    post(alpaca)
+    resting = post(alpaca, side="sell", qty="4", type="limit", limit_price="500").json()
+    assert resting["status"] == "new"
+    assert alpaca.get("/v2/positions").json()[0]["qty_available"] == "6"
+    assert post(alpaca, side="sell", qty="7").status_code == 403
+    assert "wash trade" in post(alpaca).json()["message"]
+    assert [order["id"] for order in alpaca.get("/v2/orders").json()] == [resting["id"]]
+    assert alpaca.delete(f"/v2/orders/{resting['id']}").status_code == 204
+    assert alpaca.get(f"/v2/orders/{resting['id']}").json()["status"] == "canceled"
+    again = alpaca.delete(f"/v2/orders/{resting['id']}")
+    assert (again.status_code, again.json()["code"]) == (422, 42210000)
+
+
+def test_cancel_all_answers_one_line_per_open_order(alpaca: httpx.Client) -> None:
+    resting = post(alpaca, type="limit", limit_price="1").json()
+    post(alpaca, symbol="BBB")
+    answer = alpaca.delete("/v2/orders")
+    assert (answer.status_code, answer.json()) == (207, [{"id": resting["id"], "status": 200}])
+
+
+def test_orders_are_found_by_id_and_by_client_id_or_answer_404(alpaca: httpx.Client) -> None:
+    order = post(alpaca, client_order_id="a.1").json()
+    by_client_id = alpaca.get("/v2/orders:by_client_order_id", params={"client_order_id": "a.1"})
+    assert by_client_id.json() == alpaca.get(f"/v2/orders/{order['id']}").json() == order
+    missing = alpaca.get("/v2/orders:by_client_order_id", params={"client_order_id": "a.2"})
+    assert (missing.status_code, missing.json()["code"]) == (404, 40410000)
+    assert alpaca.get("/v2/assets/ZZZ").status_code == 404
+
+
+def test_order_sent_while_closed_fills_at_the_next_open(desk: Desk, alpaca: httpx.Client) -> None:
+    desk.broker.move_to(datetime(2012, 6, 15, 17, 0, tzinfo=NEW_YORK))
+    assert post(alpaca).json()["status"] == "accepted"
+    desk.broker.move_to(datetime(2012, 6, 18, 9, 30, tzinfo=NEW_YORK))
+    assert alpaca.get("/v2/orders", params={"status": "closed"}).json()[0]["status"] == "filled"
+
+
+def test_day_order_that_did_not_fill_expires_at_the_close(desk: Desk, alpaca: httpx.Client) -> None:
+    order = post(alpaca, type="limit", limit_price="1").json()
+    desk.broker.move_to(datetime(2012, 6, 15, 16, 0, tzinfo=NEW_YORK))
+    assert alpaca.get(f"/v2/orders/{order['id']}").json()["status"] == "expired"
+
+
+def test_clock_and_calendar_know_half_days(desk: Desk, alpaca: httpx.Client) -> None:
+    desk.broker.move_to(datetime(2012, 11, 23, 13, 0, tzinfo=NEW_YORK))
+    clock = alpaca.get("/v2/clock").json()
+    assert clock["is_open"] is False
+    assert clock["next_open"] == "2012-11-26T09:30:00-05:00"
+    days = alpaca.get("/v2/calendar", params={"start": "2012-11-21", "end": "2012-11-23"}).json()
+    assert [(day["date"], day["open"], day["close"]) for day in days] == [
+        ("2012-11-21", "09:30", "16:00"),
+        ("2012-11-23", "09:30", "13:00"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("moment", "price"),
+    [((15, 9, 29), 14.5), ((15, 9, 30), 15.0), ((16, 12, 0), 15.5), ((20, 10, 0), 15.5)],
+)
+def test_price_is_the_open_of_the_day_or_the_last_close(
+    tmp_path: Path, moment: tuple[int, int, int], price: float
+) -> None:
+    import polars as pl
+
+    # The day of the month is the open, half more the close; nothing after the 15th.
+    day = pl.col("session").dt.day().cast(pl.Float64)
+    bars = flat_bars({"AAA": 1.0}, until=TODAY_AT_TEN.date())
+    bars = bars.with_columns(
+        day.alias("open"), day.alias("low"), *((day + 0.5).alias(n) for n in ("high", "close"))
+    )
+    bars.write_parquet(tmp_path / "bars.parquet")
+    number, hour, minute = moment
+    now = datetime(2012, 6, number, hour, minute, tzinfo=NEW_YORK)
+    assert FakeBroker(FileBars(tmp_path / "bars.parquet"), now).price("AAA") == price
+
+
+def test_bars_are_paged_and_end_with_the_last_completed_session(alpaca: httpx.Client) -> None:
+    asked = {
+        "symbols": "AAA,BBB",
+        "timeframe": "1Day",
+        "start": "2012-06-13",
+        "end": "2012-06-20",
+        "limit": 3,
+    }
+    first = alpaca.get("/v2/stocks/bars", params=asked).json()
+    second = alpaca.get("/v2/stocks/bars", params={**asked, "page_token": first["next_page_token"]}).json()
+    assert [bar["t"][:10] for bar in first["bars"]["AAA"]] == ["2012-06-13", "2012-06-14"]
+    assert len(first["bars"]["BBB"]) == len(second["bars"]["BBB"]) == 1
+    assert second["next_page_token"] is None
+
+
+def test_starting_position_in_unknown_symbol_is_a_user_error(desk: Desk) -> None:
+    with pytest.raises(LiveError, match="ZZZ"):
+        FakeBroker(desk.source, TODAY_AT_TEN, positions={"ZZZ": 1.0})
+
+
+def test_command_prints_its_address_when_it_listens(desk: Desk) -> None:
+    command = [sys.executable, "-m", "serving.cli", "fake-broker", "--now", "2012-06-15T10:00"]
+    command += ["--bars", str(desk.folder / "bars.parquet"), "--position", "AAA=20", "--cash", "5000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert select.select([process.stdout], [], [], 30)[0]
+        url = json.loads(process.stdout.readline())["url"]
+        assert url.startswith("http://127.0.0.1:")
+        assert httpx.get(f"{url}/v2/account", headers=KEYS).json()["equity"] == "7000.00"
+        process.terminate()
+
+
+def described(file: str, *path: str) -> dict[str, Any]:
+    """Returns the schema of the 200 answer to GET `path`, or of the body of POST, as JSON Schema."""
+    if not SCHEMAS.is_dir():
+        pytest.skip("Alpaca's OpenAPI files are not beside this repository")
+    document = _as_json_schema(json.loads((SCHEMAS / file).read_text()))
+    node = document["paths"]
+    for part in path:
+        node = node[part]
+    return {**node["content"]["application/json"]["schema"], "components": document["components"]}
+
+
+def _as_json_schema(node: Any) -> Any:
+    """Returns OpenAPI 3.0 with `nullable` said as JSON Schema says it."""
+    if isinstance(node, list):
+        return [_as_json_schema(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    converted = {key: _as_json_schema(value) for key, value in node.items()}
+    if converted.pop("nullable", False) is True and isinstance(converted.get("type"), str):
+        converted["type"] = [converted["type"], "null"]
+    return converted
+
+
+def resolved(schema: dict[str, Any]) -> dict[str, Any]:
+    """Returns the object schema behind references and arrays."""
+    node, components = schema, schema["components"]["schemas"]
+    while "properties" not in node:
+        node = components[node["$ref"].rpartition("/")[2]] if "$ref" in node else node["items"]
+    return node
+
+
+@pytest.mark.parametrize(
+    "route",
+    [
+        "/v2/account",
+        "/v2/clock",
+        "/v2/calendar",
+        "/v2/positions",
+        "/v2/orders",
+        "/v2/assets/{symbol_or_asset_id}",
+        "/v2/orders/{order_id}",
+        "/v2/orders:by_client_order_id",
+    ],
+)
+def test_trading_answer_fits_alpacas_description(alpaca: httpx.Client, route: str) -> None:
+    schema = described("trading-api.json", route, "get", "responses", "200")
+    order = post(alpaca, client_order_id="a.1").json()
+    post(alpaca, symbol="BBB", side="sell")
+    post(alpaca, type="limit", limit_price="1")
+    url = route.format(symbol_or_asset_id="AAA", order_id=order["id"])
+    asked = {"status": "all", "client_order_id": "a.1", "start": "2012-06-01", "end": "2012-06-20"}
+    answer = alpaca.get(url, params=asked).json()
+    jsonschema.validate(answer, schema)
+    rows = answer if isinstance(answer, list) else [answer]
+    assert rows
+    assert {key for row in rows for key in row} - UNDESCRIBED <= set(resolved(schema)["properties"])
+
+
+@pytest.mark.parametrize("route", ["/v2/stocks/trades/latest", "/v2/stocks/bars"])
+def test_data_answer_fits_alpacas_description(alpaca: httpx.Client, route: str) -> None:
+    schema = described("market-data-api.json", route, "get", "responses", "200")
+    asked = {"symbols": "AAA,BBB", "timeframe": "1Day", "start": "2012-06-01"}
+    answer = alpaca.get(route, params=asked).json()
+    assert set(next(iter(answer.values()))) == {"AAA", "BBB"}
+    jsonschema.validate(answer, schema)
+
+
+def test_order_that_the_executor_sends_fits_alpacas_description(desk: Desk) -> None:
+    schema = described("trading-api.json", "/v2/orders", "post", "requestBody")
+    desk.cycle("paper")
+    for body in desk.broker.requests:
+        assert set(body) <= set(schema["properties"])
+        # alpaca-py sends the quantity as a number, which the service takes too.
+        jsonschema.validate({**body, "qty": str(body["qty"])}, schema)
