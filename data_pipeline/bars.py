@@ -6,7 +6,7 @@ says where they came from. `bundled` needs no network; `files` reads a user's Pa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Protocol
@@ -49,7 +49,9 @@ class BundledBars:
         try:
             from bokeh_sampledata.stocks import data  # noqa: PLC0415  (an optional package)
         except ImportError as error:
-            raise ConfigError("source 'bundled' needs the package bokeh_sampledata: pip install 'swing-rl[bundled]'") from error
+            raise ConfigError(
+                "source 'bundled' needs the package bokeh_sampledata: pip install 'swing-rl[bundled]'"
+            ) from error
         frame = pl.from_pandas(data).rename({"ticker": "symbol", "date": "session"})
         frame = frame.with_columns(pl.col("session").cast(pl.Date)).sort("symbol", "session")
         return _selected(checked(_with_actions(frame), "bundled history"), symbols, start, end, "bundled")
@@ -83,7 +85,7 @@ class FileBars:
         return {"source": "files", "feed": self.path.name, "adjustment": "raw", "version": "1"}
 
     def _read(self) -> pl.DataFrame:
-        readers = {".parquet": pl.read_parquet, ".csv": _read_csv}
+        readers: dict[str, Callable[[Path], pl.DataFrame]] = {".parquet": pl.read_parquet, ".csv": _read_csv}
         reader = readers.get(self.path.suffix)
         if reader is None:
             raise BarsError(f"{self.path}: cannot read {self.path.suffix or 'no suffix'}; give .parquet or .csv")
@@ -128,9 +130,7 @@ def _selected(
         held = bars["symbol"].unique().sort().to_list()
         unknown = sorted(set(symbols) - set(held))
         if unknown:
-            raise UnknownSymbolError(
-                f"{source}: no bars for {', '.join(unknown)}; it holds {', '.join(held)}"
-            )
+            raise UnknownSymbolError(f"{source}: no bars for {', '.join(unknown)}; it holds {', '.join(held)}")
         bars = bars.filter(pl.col("symbol").is_in(list(symbols)))
     if start is not None:
         bars = bars.filter(pl.col("session") >= start)

@@ -27,10 +27,12 @@ app = typer.Typer(
 )
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 ConfigFile = Annotated[
-    Path | None, typer.Option("--config", help="YAML file with a `data:` section, such as tune_configs/demo.yaml.")
+    Path | None,
+    typer.Option("--config", help="YAML file with a `data:` section, such as tune_configs/demo.yaml."),
 ]
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="Override one setting, e.g. --set symbols=[AAPL,IBM]. Repeatable.")
+    list[str] | None,
+    typer.Option("--set", help="Override one setting, e.g. --set symbols=[AAPL,IBM]. Repeatable."),
 ]
 
 
@@ -103,8 +105,15 @@ def show_command(
     table = Table("snapshot", "source", "symbols", "first", "last", "rows", "written", title=f"Snapshots in {store}")
     for s in snapshots:
         m = s.manifest
-        table.add_row(s.id, m["provenance"]["source"], " ".join(m["symbols"]), m["first_session"], m["last_session"],
-                      f"{m['rows']:,}", m["written_at"])
+        table.add_row(
+            s.id,
+            m["provenance"]["source"],
+            " ".join(m["symbols"]),
+            m["first_session"],
+            m["last_session"],
+            f"{m['rows']:,}",
+            m["written_at"],
+        )
     Console().print(table)
 
 

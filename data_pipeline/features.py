@@ -220,7 +220,10 @@ def with_adjusted(bars: pl.DataFrame) -> pl.DataFrame:
 
 def adjusted_columns(symbol_bars: pl.DataFrame) -> Adjusted:
     """Returns the adjusted columns of one symbol's bars, which must carry `factor`."""
-    columns = {name: symbol_bars[name].to_numpy() for name in ("open", "high", "low", "close", "volume", "factor")}
-    factor = columns.pop("factor")
-    volume = columns.pop("volume") / factor
-    return Adjusted(*(np.ascontiguousarray(price * factor) for price in columns.values()), volume)
+    factor = symbol_bars["factor"].to_numpy()
+
+    def price(name: str) -> Column:
+        return np.ascontiguousarray(symbol_bars[name].to_numpy() * factor)
+
+    volume = symbol_bars["volume"].to_numpy() / factor
+    return Adjusted(price("open"), price("high"), price("low"), price("close"), volume)

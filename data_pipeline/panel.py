@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -113,22 +112,21 @@ def build_panel(
     """
     bars = with_adjusted(bars)
     symbols = symbols or tuple(bars["symbol"].unique().sort())
-    sessions = sessions_between(bars["session"].min(), bars["session"].max(), exchange)  # type: ignore[arg-type]
+    days = bars["session"].sort()
+    sessions = sessions_between(days[0], days[-1], exchange)
     shape = (len(sessions), len(symbols))
     features = np.full((*shape, len(feature_set.features)), np.nan, np.float32)
     fields = {name: np.full(shape, np.nan) for name in (*RAW, *DERIVED)}
     fields["split"][:], fields["dividend"][:] = 1.0, 0.0
     for (symbol,), rows in bars.group_by("symbol", maintain_order=True):
         if symbol in symbols:
-            column = symbols.index(symbol)  # type: ignore[arg-type]
+            column = symbols.index(symbol)
             at = _rows_of(rows["session"].to_numpy(), sessions, str(symbol), exchange)
             adjusted = adjusted_columns(rows)
             features[at, column] = feature_set.compute(adjusted)
             for name, values in _fields_of(rows, adjusted).items():
                 fields[name][at, column] = values
-    return Panel(
-        sessions, symbols, feature_set.names, feature_set.schema_hash, dict(source or {}), features, fields
-    )
+    return Panel(sessions, symbols, feature_set.names, feature_set.schema_hash, dict(source or {}), features, fields)
 
 
 def _rows_of(days: npt.NDArray[Any], sessions: Sessions, symbol: str, exchange: str) -> npt.NDArray[np.int64]:
@@ -180,7 +178,7 @@ def save_panel(panel: Panel, root: Path) -> Path:
             np.save(scratch / f"{name}.npy", array, allow_pickle=False)
         (scratch / "panel.json").write_text(json.dumps(head, indent=1, sort_keys=True), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)  # a leftover without panel.json is no panel
-        os.replace(scratch, folder)
+        scratch.replace(folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return folder

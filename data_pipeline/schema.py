@@ -89,6 +89,4 @@ def _refuse(bars: pl.DataFrame, condition: pl.Expr, what: str, source: str) -> N
     row = bad.row(0, named=True)
     values = ", ".join(f"{k}={row[k]}" for k in (*PRICES, "volume"))
     more = f" and {bad.height - 1} more" if bad.height > 1 else ""
-    raise BarsError(
-        f"{source}: {what} at {row['symbol']} {row['session']} ({values}){more}; mend or drop these rows"
-    )
+    raise BarsError(f"{source}: {what} at {row['symbol']} {row['session']} ({values}){more}; mend or drop these rows")

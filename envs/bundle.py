@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -27,7 +26,7 @@ import numpy as np
 from pydantic import ValidationError
 from safetensors.numpy import load, save
 
-from data_pipeline.config import Config
+from data_pipeline.config import Config, canonical_json
 from data_pipeline.errors import BundleError
 from data_pipeline.scaling import Scaler
 from envs.contract import PORTFOLIO_FEATURES, ActionKind, Floats, Floats32, Window, positions_of
@@ -227,7 +226,11 @@ def write_bundle(
         for name, body in files.items():
             (scratch / name).parent.mkdir(parents=True, exist_ok=True)
             (scratch / name).write_bytes(body)
-        head = {"name": policy.name, "manifest": manifest.tree(), "files": {n: _sha256(b) for n, b in files.items()}}
+        head = {
+            "name": policy.name,
+            "manifest": manifest.tree(),
+            "files": {n: _sha256(b) for n, b in files.items()},
+        }
         (scratch / MANIFEST).write_bytes(_manifest_bytes(head))
         bundle = read_bundle(scratch)
         _swap(scratch, folder)
@@ -245,11 +248,11 @@ def read_bundle(folder: Path) -> Bundle:
     raw = _read(folder / MANIFEST, folder)
     try:
         head = json.loads(raw)
-        whole = raw == _manifest_bytes(head)
+        stated = head.pop("sha256")
         files, tree, name = dict(head["files"]), head["manifest"], str(head["name"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BundleError(f"{folder}: {MANIFEST} is not readable ({error}); export the bundle again") from error
-    if not whole:
+    if raw != _manifest_bytes(head) or stated != _sha256(canonical_json(head)):
         raise BundleError(f"{folder}: {MANIFEST} was altered since it was written; export the bundle again")
     bodies = {path: _read(folder / path, folder) for path in files}
     altered = [path for path, body in bodies.items() if _sha256(body) != files[path]]
@@ -266,7 +269,9 @@ def read_bundle(folder: Path) -> Bundle:
 
 
 def _manifest_bytes(head: Mapping[str, Any]) -> bytes:
-    return json.dumps(head, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
+    """The one spelling of a manifest, its own hash included, so that no byte can change unseen."""
+    sealed = {**head, "sha256": _sha256(canonical_json(head))}
+    return json.dumps(sealed, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
 
 
 def _read(path: Path, folder: Path) -> bytes:
@@ -282,11 +287,11 @@ def _sha256(body: bytes) -> str:
 
 def _swap(scratch: Path, folder: Path) -> None:
     if not folder.exists():
-        os.replace(scratch, folder)
+        scratch.replace(folder)
         return
     retired = scratch.with_name(scratch.name + ".old")
-    os.replace(folder, retired)
-    os.replace(scratch, folder)
+    folder.replace(retired)
+    scratch.replace(folder)
     shutil.rmtree(retired)
 
 

@@ -90,9 +90,16 @@ class Window:
 class Policy(Protocol):
     """Anything that turns a window into target positions."""
 
-    name: str
-    window: int
-    """W, the sessions it wants to see."""
+    @property
+    def name(self) -> str:
+        """Shown in ledgers."""
+
+    @property
+    def window(self) -> int:
+        """W, the sessions it wants to see."""
 
     def decide(self, window: Window) -> Floats:
-        """Returns target positions in [-1, 1], `[N]`; symbols that are not ready get 0."""
+        """Returns target positions in [-1, 1], `[N]`; symbols that are not ready get 0.
+
+        A policy that only keeps what it holds may answer beyond 1 for a position that outgrew its sleeve.
+        """

@@ -35,7 +35,15 @@ from pydantic import Field
 
 from data_pipeline.config import Config
 from data_pipeline.errors import FoldError
-from envs.contract import PORTFOLIO_FEATURES, ActionKind, Bools, Floats, Floats32, portfolio_state, positions_of
+from envs.contract import (
+    PORTFOLIO_FEATURES,
+    ActionKind,
+    Bools,
+    Floats,
+    Floats32,
+    portfolio_state,
+    positions_of,
+)
 from envs.costs import Costs
 from envs.limits import Limits, sleeve_budget
 from envs.market import Market
@@ -179,7 +187,7 @@ class SwingEnv(gym.Env[Floats32, Any]):
         return self.slots.observe()[0], float(reward[0]), bool(terminated[0]), bool(truncated[0]), info
 
 
-class SwingVectorEnv(gym.vector.VectorEnv[Floats32, Any, Floats]):
+class SwingVectorEnv(gym.vector.VectorEnv[Floats32, Any, npt.NDArray[Any]]):
     """B slots in one set of arrays. See the module."""
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
@@ -202,7 +210,10 @@ class SwingVectorEnv(gym.vector.VectorEnv[Floats32, Any, Floats]):
         self._ended = np.zeros(num_envs, np.bool_)
 
     def reset(
-        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+        self,
+        *,
+        seed: int | Sequence[int | None] | None = None,
+        options: dict[str, Any] | None = None,  # noqa: ARG002  (Gymnasium's interface)
     ) -> tuple[Floats32, dict[str, Any]]:
         """Starts an episode in every slot; an integer seed s gives slot i the seed s + i."""
         if isinstance(seed, int):
@@ -229,4 +240,9 @@ class SwingVectorEnv(gym.vector.VectorEnv[Floats32, Any, Floats]):
 def register() -> None:
     """Makes `gym.make` and `gym.make_vec` know `swing_rl/Swing-v0`; calling it twice changes nothing."""
     if ENV_ID not in gym.registry:
-        gym.register(ENV_ID, entry_point=SwingEnv, vector_entry_point=SwingVectorEnv, order_enforce=False)
+        gym.register(
+            ENV_ID,
+            entry_point="envs.swing:SwingEnv",
+            vector_entry_point="envs.swing:SwingVectorEnv",
+            order_enforce=False,
+        )

@@ -30,13 +30,15 @@ app = typer.Typer(
 app.add_typer(jobs_app, name="jobs")
 
 ConfigFile = Annotated[
-    Path | None, typer.Option("--config", help="YAML of settings, such as tune_configs/demo.yaml; none: all defaults.")
+    Path | None,
+    typer.Option("--config", help="YAML of settings, such as tune_configs/demo.yaml; none: all defaults."),
 ]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Override one setting, e.g. --set ppo.lr=0.001. Repeatable.")
 ]
 Address = Annotated[
-    str | None, typer.Option(help="Of a running Ray cluster; none: RAY_ADDRESS, else a local one for this command.")
+    str | None,
+    typer.Option(help="Of a running Ray cluster; none: RAY_ADDRESS, else a local one for this command."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON lines instead of bars and tables.")]
 
@@ -46,7 +48,9 @@ def train_command(
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
     config: ConfigFile = None,
     assignments: Settings = None,
-    fold: Annotated[str, typer.Option(help="fold-1, fold-2, … or final (all that precedes the test window).")] = "final",
+    fold: Annotated[
+        str, typer.Option(help="fold-1, fold-2, … or final (all that precedes the test window).")
+    ] = "final",
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run that --out holds.")] = False,
     address: Address = None,
     as_json: Json = False,
@@ -144,7 +148,11 @@ def export_command(
     from rl.judging.export import export  # noqa: PLC0415
 
     bundle = export(validation, out)
-    facts = {"bundle": str(out), "policy_version": bundle.version, "verdict": bundle.manifest.verdict.decision}
+    facts = {
+        "bundle": str(out),
+        "policy_version": bundle.version,
+        "verdict": bundle.manifest.verdict.decision,
+    }
     typer.echo(json.dumps(facts) if as_json else "\n".join(f"{key}: {value}" for key, value in facts.items()))
 
 

@@ -38,7 +38,7 @@ class Axis(Config):
 class TuneConfig(Config):
     """The sweep."""
 
-    space: dict[str, Axis] = {}
+    space: dict[str, Axis] = Field(default_factory=dict)
     """Dotted path into this tree -> axis."""
     samples: Annotated[int, Field(ge=1)] = 1
     """Draws from the random axes; the grid is repeated for each."""

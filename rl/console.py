@@ -7,7 +7,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -22,12 +29,13 @@ def training_bar(console: Console, title: str) -> Iterator[Callable[[Iteration],
     with _bar(console) as bar:
         task = bar.add_task(title, total=None, note="starting workers")
 
+        returned = "–"  # episodes end together, so most iterations have no new return to show
+
         def show(iteration: Iteration) -> None:
-            returned = iteration.episode_return
-            note = (
-                f"return {'–' if returned is None else f'{returned:+.1f} %'} per episode, "
-                f"entropy {iteration.entropy:.2f}"
-            )
+            nonlocal returned
+            if iteration.episode_return is not None:
+                returned = f"{iteration.episode_return:+.1f} %"
+            note = f"return {returned} per episode, entropy {iteration.entropy:.2f}"
             bar.update(task, total=iteration.steps_wanted, completed=iteration.steps, note=note)
 
         yield show
@@ -60,7 +68,7 @@ def validation_table(validation: Validation) -> Table:
     """Returns the policy against its baselines on the test window."""
     table = Table(title=f"Test window {validation.test['test']}, net of costs, never trained on")
     for heading in ("", "return", "Sharpe ± SE", "max drawdown", "turnover / year", "costs paid"):
-        table.add_column(heading, justify="left" if not heading else "right")
+        table.add_column(heading, justify="left" if not heading else "right", no_wrap=not heading)
     for f in validation.figures:
         table.add_row(
             f.name,

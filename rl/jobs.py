@@ -143,9 +143,7 @@ def _plain_errors(address: str) -> Iterator[None]:
     except (requests.RequestException, ConnectionError) as error:
         raise _unreachable(address) from error
     except AuthenticationError as error:
-        raise RunError(
-            f"{address}: Ray refuses access; use --auth-mode token and the cluster's token"
-        ) from error
+        raise RunError(f"{address}: Ray refuses access; use --auth-mode token and the cluster's token") from error
     except RuntimeError as error:
         text = str(error)
         if "already exists" in text:
@@ -220,9 +218,7 @@ def submit_command(
 
 @jobs_app.command("status")
 @one_line_errors
-def status_command(
-    job: Job, address: Address = LOCAL, auth_mode: Auth = "disabled", as_json: AsJson = False
-) -> None:
+def status_command(job: Job, address: Address = LOCAL, auth_mode: Auth = "disabled", as_json: AsJson = False) -> None:
     """Print how a job stands."""
     client = _connect(address, auth_mode)
     with _plain_errors(address):

@@ -28,13 +28,14 @@ _PAUSE_S = 60.0
 cli = typer.Typer(
     help="""Serve a policy bundle, and trade it: dry run first, then on Alpaca's paper account.
 
-    A rehearsal needs no account. In three terminals, after `export ALPACA_API_KEY=x ALPACA_SECRET_KEY=x
-    SWING_POLICY_TOKEN=secret` in each:
+    A rehearsal needs no account. Export ALPACA_API_KEY, ALPACA_SECRET_KEY and SWING_POLICY_TOKEN (any
+    values) in three terminals, then run in turn:
 
-    \b
-      swing-live serve bundles/first
-      swing-live fake-broker --now 2012-06-15T10:00 --port 8100
-      swing-live cycle --broker-url http://127.0.0.1:8100
+    1. swing-live serve bundles/first
+
+    2. swing-live fake-broker --now 2012-06-15T10:00 --port 8100
+
+    3. swing-live cycle --broker-url http://127.0.0.1:8100
     """,
     no_args_is_help=True,
     add_completion=False,
@@ -47,16 +48,10 @@ Assignments = Annotated[
 ]
 Mode = Annotated[str | None, typer.Option(help="dry-run (default: sends nothing) or paper.")]
 PolicyUrl = Annotated[str | None, typer.Option(help="Base URL of the policy server.")]
-BrokerUrl = Annotated[
-    str | None, typer.Option(help="Base URL of a fake broker; left out: Alpaca's paper account.")
-]
+BrokerUrl = Annotated[str | None, typer.Option(help="Base URL of a fake broker; left out: Alpaca's paper account.")]
 Bars = Annotated[str | None, typer.Option(help="Source of daily bars: 'bundled', or a Parquet or CSV file.")]
-Symbols = Annotated[
-    str | None, typer.Option(help="Comma list of the symbols that may trade; left out: the model's.")
-]
-JournalPath = Annotated[
-    Path | None, typer.Option("--journal", help="SQLite file that records what was meant.")
-]
+Symbols = Annotated[str | None, typer.Option(help="Comma list of the symbols that may trade; left out: the model's.")]
+JournalPath = Annotated[Path | None, typer.Option("--journal", help="SQLite file that records what was meant.")]
 
 
 def _show_version(wanted: bool) -> None:
@@ -81,12 +76,11 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
 ) -> None:
-    r"""Serve a policy bundle over HTTP until stopped.
+    """Serve a policy bundle over HTTP until stopped.
 
     Clients send raw bars and get target weights; the token they must present is SWING_POLICY_TOKEN.
 
-    \b
-      swing-live serve bundles/first --port 8000
+    Example: swing-live serve bundles/first --port 8000
     """
     from serving.policy import app  # noqa: PLC0415  (loads Ray)
 
@@ -104,18 +98,16 @@ def cycle(
     bars: Bars = None,
     symbols: Symbols = None,
     journal: JournalPath = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object instead of a table.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
-    r"""Do one pass: ask the policy about the last completed session and plan its orders.
+    """Do one pass: ask the policy about the last completed session and plan its orders.
 
     In dry-run mode the plan is only shown. In paper mode it is journalled and sent, once per session.
     Exit status: 0 planned or done, 3 on hold (the reasons are printed), 2 for an error of yours.
 
-    \b
-      swing-live cycle --broker-url http://127.0.0.1:8100 --set limits.max_gross=0.5
-      swing-live cycle --mode paper --symbols AAPL,IBM --bars bars.parquet
+    Example: swing-live cycle --broker-url http://127.0.0.1:8100 --set limits.max_gross=0.5
+
+    Example: swing-live cycle --mode paper --symbols AAPL,IBM --bars bars.parquet
     """
     direct = {
         "mode": mode,
@@ -147,12 +139,11 @@ def run(
     symbols: Symbols = None,
     journal: JournalPath = None,
 ) -> None:
-    r"""Do a pass every minute until SIGTERM or Ctrl-C, printing one JSON line for each.
+    """Do a pass every minute until SIGTERM or Ctrl-C, printing one JSON line for each.
 
     A pass that has begun is finished first. Whatever a stopped pass left is taken up by the next one.
 
-    \b
-      swing-live run --config live.yaml --mode paper
+    Example: swing-live run --config live.yaml --mode paper
     """
     direct = {
         "mode": mode,
@@ -173,12 +164,8 @@ def run(
 
 @cli.command()
 def fake_broker(
-    now: Annotated[
-        str, typer.Option(help="Simulated time, New York unless it has an offset.")
-    ] = "2012-06-15T10:00",
-    bars: Annotated[
-        str, typer.Option(help="Source of prices: 'bundled', or a Parquet or CSV file.")
-    ] = "bundled",
+    now: Annotated[str, typer.Option(help="Simulated time, New York unless it has an offset.")] = "2012-06-15T10:00",
+    bars: Annotated[str, typer.Option(help="Source of prices: 'bundled', or a Parquet or CSV file.")] = "bundled",
     cash: Annotated[float, typer.Option(help="Starting cash in USD.")] = 100_000.0,
     position: Annotated[
         list[str] | None,
@@ -186,20 +173,17 @@ def fake_broker(
     ] = None,
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 takes a free one.")] = 0,
 ) -> None:
-    r"""Run a local stand-in for Alpaca until stopped; its address is printed as one JSON line.
+    """Run a local stand-in for Alpaca until stopped; its address is printed as one JSON line.
 
     Orders fill at once at the open of the simulated day. PUT /fake/clock with {"now": "..."} moves the
     clock. Any API keys are accepted.
 
-    \b
-      swing-live fake-broker --now 2012-06-15T10:00 --cash 50000 --position AAPL=20 --port 8100
+    Example: swing-live fake-broker --now 2012-06-15T10:00 --cash 50000 --position AAPL=20 --port 8100
     """
     from data_pipeline.bars import source_of  # noqa: PLC0415
     from serving import fake_broker as fake  # noqa: PLC0415  (loads FastAPI)
 
-    broker = fake.FakeBroker(
-        source_of(bars), _moment(now), cash, dict(_holding(item) for item in position or [])
-    )
+    broker = fake.FakeBroker(source_of(bars), _moment(now), cash, dict(_holding(item) for item in position or []))
     fake.serve(broker, port)
 
 

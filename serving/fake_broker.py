@@ -18,7 +18,7 @@ import sys
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Annotated, Any, Literal, NamedTuple
 from zoneinfo import ZoneInfo
@@ -126,6 +126,8 @@ class FakeBroker:
         self.orders: list[BookedOrder] = []
         self.requests: list[dict[str, Any]] = []
         """Every order body received, for checks against Alpaca's schema."""
+        self.halted: set[str] = set()
+        """Symbols whose orders do not fill."""
         self.lose_responses = 0
         """So many answers to POST /v2/orders are lost after the order was booked."""
         try:
@@ -246,9 +248,7 @@ class FakeBroker:
         if intent.endswith("close"):
             self._check_quantity(asked, held, sum(abs(order.signed) for order in others))
         elif float(asked.qty) * self.price(asked.symbol) > self.buying_power:
-            raise RefusedError(
-                403, 40310000, "insufficient buying power", buying_power=_money(self.buying_power)
-            )
+            raise RefusedError(403, 40310000, "insufficient buying power", buying_power=_money(self.buying_power))
         return intent
 
     def _check_quantity(self, asked: OrderRequest, held: float, reserved: float) -> None:
@@ -268,6 +268,8 @@ class FakeBroker:
         if not self.is_open:
             return
         order.status, price = "new", self.price(order.asked.symbol)
+        if order.asked.symbol in self.halted:
+            return
         limit = order.asked.limit_price
         if limit is not None and (price - float(limit)) * order.signed > 0:
             return
@@ -424,9 +426,7 @@ def _add_order_routes(service: FastAPI, broker: FakeBroker) -> None:
 
     @service.get("/v2/orders:by_client_order_id")
     async def by_client_order_id(client_order_id: str) -> dict[str, Any]:
-        return _order_json(
-            broker.order(lambda o: o.asked.client_order_id == client_order_id, client_order_id)
-        )
+        return _order_json(broker.order(lambda o: o.asked.client_order_id == client_order_id, client_order_id))
 
     @service.get("/v2/orders/{order_id}")
     async def by_id(order_id: str) -> dict[str, Any]:
@@ -455,8 +455,8 @@ def _add_data_routes(service: FastAPI, broker: FakeBroker) -> None:
         *,
         symbols: str,
         timeframe: Literal["1Day"],  # noqa: ARG001  (validated only)
-        start: datetime | date = date.min,
-        end: datetime | date = date.max,
+        start: str = "1970-01-01",
+        end: str = "9999-12-31",
         limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
         page_token: Annotated[int, Query(ge=0)] = 0,
         adjustment: Literal["raw"] = "raw",  # noqa: ARG001
@@ -464,7 +464,7 @@ def _add_data_routes(service: FastAPI, broker: FakeBroker) -> None:
         completed = [day for day, hours in _schedule().items() if hours.close <= broker.now]
         wanted = broker.bars.filter(
             pl.col("symbol").is_in(symbols.split(",")),
-            pl.col("session").is_between(_day(start), _day(end)),
+            pl.col("session").is_between(_day(start, first=True), _day(end, first=False)),
             pl.col("session") <= max(completed),
         )
         page = wanted.slice(page_token, limit)
@@ -495,19 +495,24 @@ def _schedule() -> dict[date, Hours]:
 
     table = exchange_calendars.get_calendar("XNYS", start="1990-01-01").schedule
     bells = zip(table["open"], table["close"], strict=True)
-    hours = (
-        Hours(a.to_pydatetime().astimezone(NEW_YORK), b.to_pydatetime().astimezone(NEW_YORK))
-        for a, b in bells
-    )
+    hours = (Hours(a.to_pydatetime().astimezone(NEW_YORK), b.to_pydatetime().astimezone(NEW_YORK)) for a, b in bells)
     return {bell.open.date(): bell for bell in hours}
 
 
-def _day(moment: datetime | date) -> date:
-    """Returns the New York date; a daily bar is stamped with New York midnight."""
-    if not isinstance(moment, datetime):
-        return moment
-    aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return aware.astimezone(NEW_YORK).date()
+def _day(text: str, *, first: bool) -> date:
+    """Returns the first (or last) day of a range that starts (ends) at `text`.
+
+    A daily bar is stamped with its New York midnight, and that stamp is what Alpaca compares.
+    """
+    try:
+        if len(text) == len("2012-06-15"):
+            return date.fromisoformat(text)
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise RefusedError(422, 42210000, f"{text}: {error}") from error
+    local = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(NEW_YORK)
+    begun = first and local.time() != time.min
+    return local.date() + timedelta(days=int(begun))
 
 
 def _money(value: float) -> str:
@@ -674,7 +679,7 @@ def _trade_json(broker: FakeBroker, symbol: str) -> dict[str, Any]:
 
 
 def _bar_json(row: Mapping[str, Any]) -> dict[str, Any]:
-    midnight = datetime.combine(row["session"], datetime.min.time(), NEW_YORK)
+    midnight = datetime.combine(row["session"], time.min, NEW_YORK)
     typical = (row["high"] + row["low"] + row["close"]) / 3
     prices = {"o": row["open"], "h": row["high"], "l": row["low"], "c": row["close"]}
     return {"t": _stamp(midnight), **prices, "v": int(row["volume"]), "n": 1, "vw": typical}

@@ -226,9 +226,7 @@ def test_head_listens_on_loopback_only(head: str) -> None:
 
 
 @pytest.mark.ray
-def test_jobs_submit_training_is_followed_live_and_succeeds(
-    head: str, training: list[str], tmp_path: Path
-) -> None:
+def test_jobs_submit_training_is_followed_live_and_succeeds(head: str, training: list[str], tmp_path: Path) -> None:
     process = start_following(head, "trains", *training, "--set", "train.steps=512")
     assert status_of(head, "trains")["status"] == "RUNNING"  # we read its log while it runs
     rest, _ = process.communicate(timeout=100)
@@ -262,9 +260,7 @@ def test_jobs_submit_unknown_setting_returns_the_commands_exit_code(head: str, t
 
 
 @pytest.mark.ray
-def test_jobs_submit_ctrl_c_leaves_the_job_running_until_it_is_stopped(
-    head: str, training: list[str]
-) -> None:
+def test_jobs_submit_ctrl_c_leaves_the_job_running_until_it_is_stopped(head: str, training: list[str]) -> None:
     process = start_following(head, "long", *training, "--set", "train.steps=10000000")
     process.send_signal(signal.SIGINT)
     rest, _ = process.communicate(timeout=30)

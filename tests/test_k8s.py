@@ -51,9 +51,7 @@ def rendered(folder: str) -> list[Tree]:
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is not installed: the manifests are NOT checked")
     command = ["kubectl", "kustomize", str(ROOT / "k8s" / folder)]
-    return list(
-        yaml.safe_load_all(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    )
+    return list(yaml.safe_load_all(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
 
 
 @pytest.fixture(scope="module", params=["base", "overlays/local"])
@@ -268,9 +266,7 @@ def test_everything_is_in_one_restricted_namespace(objects: list[Tree]) -> None:
 def test_selectors_match_pods(objects: list[Tree]) -> None:
     components = labels_of(objects)
     deployment = named(objects, "Deployment", "swing-executor")["spec"]
-    assert (
-        deployment["selector"]["matchLabels"].items() <= deployment["template"]["metadata"]["labels"].items()
-    )
+    assert deployment["selector"]["matchLabels"].items() <= deployment["template"]["metadata"]["labels"].items()
     chosen = set()
     for policy in of_kind(objects, "NetworkPolicy"):
         peers = [p for rule in policy["spec"].get("ingress", []) for p in rule.get("from", [])]
@@ -289,9 +285,7 @@ def test_only_the_executor_and_the_operator_reach_the_policy_port(objects: list[
     for policy in of_kind(objects, "NetworkPolicy"):
         if policy["spec"]["podSelector"].get("matchLabels", {}).get(COMPONENT) == "policy":
             reach += policy["spec"]["ingress"]
-    outsiders = [
-        rule for rule in reach if rule["from"] != [{"podSelector": {"matchLabels": {COMPONENT: "policy"}}}]
-    ]
+    outsiders = [rule for rule in reach if rule["from"] != [{"podSelector": {"matchLabels": {COMPONENT: "policy"}}}]]
     assert outsiders == [
         {"from": [{"podSelector": {"matchLabels": {COMPONENT: "executor"}}}], "ports": [{"port": 8000}]},
         {"from": [OPERATOR], "ports": [{"port": 8265}, {"port": 8000}]},

@@ -13,7 +13,7 @@ import numpy as np
 from data_pipeline.errors import BundleError
 from data_pipeline.features import FeatureSet
 from data_pipeline.panel import Panel
-from envs.bundle import GOLDEN_TOLERANCE, Bundle, FeatureEntry, LstmPolicy, Manifest, write_bundle
+from envs.bundle import GOLDEN_TOLERANCE, Bundle, FeatureEntry, LstmPolicy, Manifest, Verdict, write_bundle
 from envs.contract import PORTFOLIO_FEATURES, Floats32
 from rl.judging.validate import Validation, read_validation
 
@@ -73,7 +73,11 @@ def _golden(policy: LstmPolicy, panel: Panel) -> dict[str, Floats32]:
     if not error <= GOLDEN_TOLERANCE:
         raise BundleError(f"NumPy and torch disagree by {error:.2g} on {RANDOM_WINDOWS} windows; nothing was exported")
     kept = slice(0, 4)
-    return {"features": features[:, kept].copy(), "portfolio": portfolio[kept].copy(), "outputs": outputs[kept].copy()}
+    return {
+        "features": features[:, kept].copy(),
+        "portfolio": portfolio[kept].copy(),
+        "outputs": outputs[kept].copy(),
+    }
 
 
 def _manifest(validation: Validation, panel: Panel, policy: LstmPolicy) -> Manifest:
@@ -94,7 +98,7 @@ def _manifest(validation: Validation, panel: Panel, policy: LstmPolicy) -> Manif
         config_hash=config.digest(),
         code=_code(),
         results=_results(validation),
-        verdict=validation.verdict,
+        verdict=Verdict(decision=validation.verdict.decision, reasons=validation.verdict.reasons),
     )
 
 
@@ -108,7 +112,9 @@ def _code() -> str:
     here = Path(__file__).resolve().parents[2]
     asked = subprocess.run(
         ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"],
-        capture_output=True, text=True, check=False,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     commit = asked.stdout.strip() if asked.returncode == 0 else "no checkout"
     return f"swing-rl {version('swing-rl')} ({commit})"

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import date
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 
 from data_pipeline.config import Config
 from data_pipeline.errors import ConfigError
+from envs import bundle
 from envs.backtest import COST_KINDS, Ledger
 from envs.contract import Floats, Ints
 from envs.costs import SESSIONS_PER_YEAR
@@ -94,13 +95,9 @@ class Comparison(Config):
     """Mean block length of the bootstrap."""
 
 
-class Verdict(Config):
-    """Whether a policy may be used, and why."""
+class Verdict(bundle.Verdict):
+    """Whether a policy may be used, and why, with the figures behind it."""
 
-    decision: Literal["promote", "reject"]
-    """promote or reject."""
-    reasons: tuple[str, ...]
-    """Complete sentences."""
     comparisons: tuple[Comparison, ...]
     """One for each benchmark that had to be beaten."""
 
@@ -296,9 +293,7 @@ def _block_sessions(excess: Floats) -> int:
     from arch.bootstrap import optimal_block_length  # noqa: PLC0415
 
     if len(excess) >= MINIMUM_SESSIONS and _deviation(excess) > _NO_VARIANCE:
-        with np.errstate(
-            divide="ignore", invalid="ignore"
-        ):  # a stretch of equal returns correlates with nothing
+        with np.errstate(divide="ignore", invalid="ignore"):  # a stretch of equal returns correlates with nothing
             optimal = float(optimal_block_length(excess)["stationary"].iloc[0])
         if np.isfinite(optimal):
             return max(1, int(np.ceil(optimal)))

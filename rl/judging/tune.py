@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ray import tune as ray_tune
 
 from data_pipeline.build import build
 from data_pipeline.config import Config
@@ -60,8 +61,8 @@ class Trial(Config):
     @property
     def label(self) -> str:
         """The values, short enough for a table."""
-        return ", ".join(f"{path.split('.')[-1]}={value:.4g}" if isinstance(value, float) else
-                         f"{path.split('.')[-1]}={value}" for path, value in self.values.items()) or "as configured"
+        texts = {path: f"{v:.4g}" if isinstance(v, float) else str(v) for path, v in self.values.items()}
+        return ", ".join(f"{path.split('.')[-1]}={text}" for path, text in texts.items()) or "as configured"
 
 
 class Sweep(Config):
@@ -115,7 +116,7 @@ def tune(config: RunConfig, out: Path, on_result: Callable[[int, int], None] = l
     sweep = Sweep(config=config, panel=str(panel_folder), folds=len(folds), trials=trials)
     scratch = out / "sweep.json.writing"
     scratch.write_text(json.dumps(sweep.tree(), indent=1), encoding="utf-8")
-    os.replace(scratch, out / "sweep.json")
+    scratch.replace(out / "sweep.json")
     return sweep
 
 
@@ -131,8 +132,14 @@ def read_sweep(out: Path) -> Sweep:
         raise RunError(f"{out}: holds no finished sweep ({error}); run `swing-rl tune --out {out}`") from error
 
 
-def run_trial(values: Mapping[str, Any], config: RunConfig, panel_folder: Path, folds: tuple[Fold, ...], out: Path,
-              on_fold: Callable[[Trial], None]) -> Trial:
+def run_trial(
+    values: Mapping[str, Any],
+    config: RunConfig,
+    panel_folder: Path,
+    folds: tuple[Fold, ...],
+    out: Path,
+    on_fold: Callable[[Trial], None],
+) -> Trial:
     """Trains one configuration fold after fold and returns it scored; `on_fold` sees each intermediate state."""
     chosen = with_values(config, {**values, "train.env_runners": config.tune.env_runners}, "trial")
     folder = out / "trials" / chosen.digest()[:16]
@@ -163,29 +170,46 @@ def run_trial(values: Mapping[str, Any], config: RunConfig, panel_folder: Path, 
     return trial
 
 
-def _fit(config: RunConfig, panel_folder: Path, folds: tuple[Fold, ...], out: Path,
-         on_result: Callable[[int, int], None]) -> Iterator[Trial]:
-    from ray import tune as ray_tune  # noqa: PLC0415  (Ray: seconds to import)
+class _Count(ray_tune.Callback):  # type: ignore[misc]
+    """Counts fold trainings for a progress display."""
 
-    common = {"tree": config.tree(), "panel": str(panel_folder), "out": str(out),
-              "folds": [[fold.name, list(fold.train), list(fold.judged)] for fold in folds]}
+    def __init__(self, on_result: Callable[[int, int], None], total: int) -> None:
+        self.on_result, self.total, self.done = on_result, total, 0
+
+    def on_trial_result(self, *_: Any, **__: Any) -> None:
+        self.done += 1
+        self.on_result(self.done, self.total)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune pickles its callbacks beside the sweep; a live display neither can nor need be kept.
+        return {}
+
+
+def _fit(
+    config: RunConfig,
+    panel_folder: Path,
+    folds: tuple[Fold, ...],
+    out: Path,
+    on_result: Callable[[int, int], None],
+) -> Iterator[Trial]:
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the newer console output ignores verbose=0
+    tree, spans = config.tree(), [(fold.name, *fold.train, *fold.judged) for fold in folds]
 
     def trainable(values: dict[str, Any]) -> None:
-        rebuilt = tuple(Fold(name, Span(*train_span), Span(*judged)) for name, train_span, judged in common["folds"])
-        run_trial(values, RunConfig.of(common["tree"]), Path(common["panel"]), rebuilt, Path(common["out"]),
-                  lambda trial: ray_tune.report({"score": trial.score, "trial": trial.tree()}))
-
-    class Count(ray_tune.Callback):  # type: ignore[misc]
-        done = 0
-
-        def on_trial_result(self, *_: Any, **__: Any) -> None:
-            self.done += 1
-            on_result(self.done, count_of(config) * len(folds))
+        rebuilt = tuple(Fold(name, Span(a, b), Span(c, d)) for name, a, b, c, d in spans)
+        run_trial(
+            values,
+            RunConfig.of(tree),
+            panel_folder,
+            rebuilt,
+            out,
+            lambda trial: ray_tune.report({"score": trial.score, "trial": trial.tree()}),
+        )
 
     bundles = [{"CPU": 1.0}] * (1 + config.tune.env_runners)
     tuner = ray_tune.Tuner(
         ray_tune.with_resources(trainable, ray_tune.PlacementGroupFactory(bundles)),
-        param_space={path: _axis(ray_tune, axis) for path, axis in config.tune.space.items()},
+        param_space={path: _axis(axis) for path, axis in config.tune.space.items()},
         tune_config=ray_tune.TuneConfig(
             metric="score",
             mode="max",
@@ -197,7 +221,7 @@ def _fit(config: RunConfig, panel_folder: Path, folds: tuple[Fold, ...], out: Pa
             name="ray",
             storage_path=str(out),
             verbose=0,
-            callbacks=[Count()],
+            callbacks=[_Count(on_result, count_of(config) * len(folds))],
             failure_config=ray_tune.FailureConfig(max_failures=1),
         ),
     )
@@ -216,14 +240,16 @@ def count_of(config: RunConfig) -> int:
     return int(np.prod(grids, dtype=int)) * config.tune.samples
 
 
-def _axis(ray_tune: Any, axis: Axis) -> Any:
+def _axis(axis: Axis) -> Any:
     if axis.grid is not None:
         return ray_tune.grid_search(list(axis.grid))
     if axis.choice is not None:
         return ray_tune.choice(list(axis.choice))
     if axis.uniform is not None:
         return ray_tune.uniform(*axis.uniform)
-    return ray_tune.loguniform(*axis.loguniform)
+    if axis.loguniform is not None:
+        return ray_tune.loguniform(*axis.loguniform)
+    raise AssertionError("an axis has exactly one kind")
 
 
 def _check_space(config: RunConfig) -> None:

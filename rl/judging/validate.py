@@ -1,20 +1,18 @@
 """The sweep's winner on the untouched test window, against baselines, net of costs.
 
-    <out>/final/             training run of the winner on the sessions before the test window
-    <out>/ledgers/<name>/    what each account did on the test window
-    <out>/validation.json    figures, comparison, verdict; written last
-    <out>/report.html        the same for people
-    <sweep>/test_openings.jsonl   one line for every time the test window was opened
+<out>/final/             training run of the winner on the sessions before the test window
+<out>/ledgers/<name>/    what each account did on the test window
+<out>/validation.json    figures, comparison, verdict; written last
+<out>/report.html        the same for people
+<sweep>/test_openings.jsonl   one line for every time the test window was opened
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from data_pipeline.config import Config
 from data_pipeline.errors import RunError
@@ -22,11 +20,12 @@ from data_pipeline.panel import Panel, open_panel
 from data_pipeline.scaling import Scaler
 from envs.backtest import Ledger, backtest
 from envs.bundle import LstmPolicy
+from envs.contract import Policy
 from rl.config import RunConfig
 from rl.judging.baselines import BASELINES
 from rl.judging.metrics import Figures, Verdict, figures, verdict
 from rl.judging.report import write_report
-from rl.judging.tune import Sweep, Trial, folds_of, read_sweep
+from rl.judging.tune import Trial, folds_of, read_sweep
 from rl.learning.train import Progress, policy_of, train
 
 
@@ -76,9 +75,9 @@ def validate(sweep_folder: Path, out: Path, on_progress: Callable[[Progress], No
         "opened": str(_record_opening(sweep_folder, out)),
     }
     env = config.env
+    policies: tuple[Policy, ...] = (trained.policy, *BASELINES)
     ledgers = [
-        backtest(policy, panel, final.judged, env.limits, env.costs, env.initial_cash_usd)
-        for policy in (trained.policy, *BASELINES)
+        backtest(policy, panel, final.judged, env.limits, env.costs, env.initial_cash_usd) for policy in policies
     ]
     for ledger in ledgers:
         ledger.save(out / "ledgers" / ledger.name)
@@ -92,11 +91,42 @@ def validate(sweep_folder: Path, out: Path, on_progress: Callable[[Progress], No
         trials=sweep.trials,
         verdict=verdict(ledgers[0], ledgers[1:]),
     )
-    _report(out, validation, ledgers, panel, sweep)
+    _report(out, validation, ledgers, panel)
     scratch = out / "validation.json.writing"
     scratch.write_text(json.dumps(validation.tree(), indent=1), encoding="utf-8")
-    os.replace(scratch, out / "validation.json")
+    scratch.replace(out / "validation.json")
     return validation
+
+
+def _report(out: Path, validation: Validation, ledgers: list[Ledger], panel: Panel) -> None:
+    trials = [
+        {
+            "configuration": trial.label,
+            **{score.fold: score.sharpe for score in trial.folds},
+            "all folds": trial.score,
+        }
+        for trial in validation.trials
+    ]
+    context = {
+        "trained on": validation.test["train"],
+        "tested on": validation.test["test"],
+        "times this test window was opened": validation.test["opened"],
+        "symbols": ", ".join(panel.symbols),
+        "decision and fill": "decided at the close of a session, filled at the open of the next",
+        "costs": json.dumps(validation.config.env.costs.tree()),
+        "limits": json.dumps(validation.config.env.limits.tree()),
+        "bars": ", ".join(f"{key} {value}" for key, value in panel.source.items()),
+        "settings": f"sha256 {validation.config.digest()}",
+    }
+    title = f"{validation.figures[0].name} on {', '.join(panel.symbols)}"
+    write_report(
+        out / "report.html",
+        title=title,
+        ledgers=ledgers,
+        verdict=validation.verdict,
+        context=context,
+        trials=trials,
+    )
 
 
 def _dates(panel: Panel, start: int, stop: int) -> str:

@@ -24,12 +24,17 @@ def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator
     # Ray would otherwise switch token auth on for some of its clients and not for others.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    address = address or os.environ.get("RAY_ADDRESS")
+    if not address:
+        # Read when ray is first imported. Otherwise Ray turns 127.0.0.1 into the machine's outer address,
+        # and anyone who reaches that may run code (ray#26293).
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     import ray  # noqa: PLC0415
 
     if ray.is_initialized():
         yield
         return
-    address = address or os.environ.get("RAY_ADDRESS")
     try:
         if address:
             ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)

@@ -36,7 +36,7 @@ class SwingNet(nn.Module):
             obs: `[B, T, F + P]`.
             state: h and c before the first step, `[B, H]` each.
         """
-        market, portfolio = obs.split([self.market_features, obs.shape[-1] - self.market_features], dim=-1)
+        market, portfolio = obs[..., : self.market_features], obs[..., self.market_features :]
         hidden, (h, c) = self.lstm(market, (state[0][None].contiguous(), state[1][None].contiguous()))
         joined = torch.cat([hidden, portfolio], dim=-1)
         return torch.tanh(self.trunk(joined)), (h[0], c[0])

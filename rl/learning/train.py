@@ -10,7 +10,6 @@ A run's folder holds
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -88,7 +87,7 @@ def train(
     if not (out / WEIGHTS).is_file():
         arrays = _learn(config, task, out, on_progress, started)
         save_file(arrays, out / f"{WEIGHTS}.writing")
-        os.replace(out / f"{WEIGHTS}.writing", out / WEIGHTS)
+        (out / f"{WEIGHTS}.writing").replace(out / WEIGHTS)
         shutil.rmtree(out / "checkpoint", ignore_errors=True)
     return Trained(policy_of(out, config, scaler), out, time.monotonic() - started)
 
@@ -114,7 +113,11 @@ def _claim(out: Path, config: RunConfig, task: dict[str, Any], resume: bool) -> 
 
 
 def _learn(
-    config: RunConfig, task: dict[str, Any], out: Path, on_progress: Callable[[Progress], None], started: float
+    config: RunConfig,
+    task: dict[str, Any],
+    out: Path,
+    on_progress: Callable[[Progress], None],
+    started: float,
 ) -> dict[str, Any]:
     from rl.learning.network import policy_arrays  # noqa: PLC0415  (torch: seconds to import)
 
@@ -231,6 +234,6 @@ def _checkpoint(algorithm: Any, folder: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
     algorithm.save_to_path(str(scratch.resolve()))
     if folder.exists():
-        os.replace(folder, old)
-    os.replace(scratch, folder)
+        folder.replace(old)
+    scratch.replace(folder)
     shutil.rmtree(old, ignore_errors=True)

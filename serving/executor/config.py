@@ -118,7 +118,5 @@ class Credentials(BaseModel):
 def _secret(variable: str) -> SecretStr:
     value = os.environ.get(variable, "")
     if not value:
-        raise LiveError(
-            f"environment variable {variable} is not set; export it (a fake broker takes any value)"
-        )
+        raise LiveError(f"environment variable {variable} is not set; export it (a fake broker takes any value)")
     return SecretStr(value)

@@ -218,9 +218,7 @@ class _Pass:
                 if intent.state == "planned":
                     self._record(intent, state="skipped", note="a reducing order did not fill")
         self._finish(as_of)
-        self.report.reasons = [
-            _shortfall(intent) for intent in self.report.orders if intent.state != "filled"
-        ]
+        self.report.reasons = [_shortfall(intent) for intent in self.report.orders if intent.state != "filled"]
 
     def _run_leg(self, intents: Sequence[Intent]) -> list[Intent]:
         """Sends what was not sent, and returns the orders once all are terminal; else holds."""
@@ -243,9 +241,7 @@ class _Pass:
         if isinstance(outcome, Refusal):
             return self._record(intent, state="refused", note=outcome.reason)
         if outcome is None:
-            raise _HoldError(
-                [f"order {intent.client_order_id} was sent, but the broker does not know it yet"]
-            )
+            raise _HoldError([f"order {intent.client_order_id} was sent, but the broker does not know it yet"])
         return self._follow(intent, outcome)
 
     def _settle(self, intents: Sequence[Intent]) -> list[Intent]:
@@ -275,9 +271,7 @@ class _Pass:
                     self._record(intent, state="lapsed", note="its session was over")
                 elif not self._follow(intent, order).terminal:
                     self.broker.cancel(order.id)
-                    raise _HoldError(
-                        [f"order {intent.client_order_id} of an earlier session is {order.status}"]
-                    )
+                    raise _HoldError([f"order {intent.client_order_id} of an earlier session is {order.status}"])
             self._finish(session)
 
     def _finish(self, session: date) -> None:
@@ -285,9 +279,7 @@ class _Pass:
         self.report.orders = self.journal.intents(session)
 
     def _follow(self, intent: Intent, order: Order) -> Intent:
-        return self._record(
-            intent, state=order.status, filled=order.filled_qty, fill_price=order.filled_avg_price
-        )
+        return self._record(intent, state=order.status, filled=order.filled_qty, fill_price=order.filled_avg_price)
 
     def _record(self, intent: Intent, **changes: object) -> Intent:
         changed = intent.model_copy(update=changes)
@@ -362,6 +354,4 @@ def _holdings(
     """Returns what is held, valued at the closes of the as-of session, as the simulation values it."""
     values = {symbol: shares * closes[symbol] for symbol, shares in positions.items()}
     equity = cash + sum(values.values())
-    return {
-        symbol: Holding(weight=value / equity, sessions_held=held[symbol]) for symbol, value in values.items()
-    }
+    return {symbol: Holding(weight=value / equity, sessions_held=held[symbol]) for symbol, value in values.items()}

@@ -57,9 +57,7 @@ def open_order_reasons(orders: Sequence[Order], ours: Collection[str]) -> list[s
 
 def position_reasons(positions: Mapping[str, float], symbols: Collection[str]) -> list[str]:
     """Holds on a position that the plan could not handle."""
-    reasons = [
-        f"position in {symbol}, which is not traded here" for symbol in positions if symbol not in symbols
-    ]
+    reasons = [f"position in {symbol}, which is not traded here" for symbol in positions if symbol not in symbols]
     fractional = [symbol for symbol, shares in positions.items() if shares != int(shares)]
     return reasons + [f"fractional position in {symbol}" for symbol in fractional]
 

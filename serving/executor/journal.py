@@ -161,9 +161,7 @@ class Journal:
             positions: Signed shares held now.
             as_of: The last completed session.
         """
-        done = sorted(
-            (c.session for c in self._cycles() if c.state == "done" and c.session < as_of), reverse=True
-        )
+        done = sorted((c.session for c in self._cycles() if c.state == "done" and c.session < as_of), reverse=True)
         books = [(session, self.positions(session)) for session in done]
         return {symbol: _held(symbol, shares, books, as_of) for symbol, shares in positions.items()}
 

@@ -20,9 +20,7 @@ _SHORT_NAMES: dict[PositionIntent, str] = {
     "buy_to_open": "bto",
     "sell_to_open": "sto",
 }
-_TERMINAL = frozenset(
-    {"filled", "canceled", "expired", "rejected", "replaced", "refused", "lapsed", "skipped"}
-)
+_TERMINAL = frozenset({"filled", "canceled", "expired", "rejected", "replaced", "refused", "lapsed", "skipped"})
 
 
 class Intent(BaseModel):

@@ -3,7 +3,8 @@
 `build` is the application builder that a Serve config names; `serve` runs it on this machine.
 """
 
-from __future__ import annotations
+# No postponed annotations here: Ray Serve rewrites the signatures of a class's routes, and FastAPI can then
+# no longer resolve annotations that are strings.
 
 import hmac
 import json
@@ -13,6 +14,10 @@ import sys
 import threading
 from pathlib import Path
 from typing import Any
+
+# Read when ray is first imported. Otherwise Ray turns 127.0.0.1 into the machine's outer address (ray#26293).
+if "RAY_ADDRESS" not in os.environ:
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 import ray
 from fastapi import Depends, FastAPI, Header, HTTPException, Request
@@ -95,8 +100,12 @@ def serve(bundle: Path, host: str = "127.0.0.1", port: int = 8000) -> None:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    ray.init(address=os.environ.get("RAY_ADDRESS", "local"), include_dashboard=False, log_to_driver=False,
-             _node_ip_address="127.0.0.1")
+    ray.init(
+        address=os.environ.get("RAY_ADDRESS", "local"),
+        include_dashboard=False,
+        log_to_driver=False,
+        _node_ip_address="127.0.0.1",
+    )
     try:
         ray_serve.start(http_options={"host": host, "port": port})
         ray_serve.run(application, name=APP_NAME, route_prefix="/")

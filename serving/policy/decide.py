@@ -30,7 +30,8 @@ def feature_set_of(bundle: Bundle) -> FeatureSet:
     features = FeatureSet.of(tuple(feature.name for feature in bundle.manifest.features))
     if features.schema_hash != bundle.manifest.feature_schema_hash:
         raise BundleError(
-            f"{bundle.version}: its features differ from this version's; train it again or serve it with the code it names"
+            f"{bundle.version}: its features differ from this version's; "
+            "train it again or serve it with the code it names"
         )
     return features
 

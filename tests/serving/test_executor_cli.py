@@ -1,4 +1,4 @@
-"""The `swing-live` command, as a process."""
+"""The `swing-live` command."""
 
 from __future__ import annotations
 
@@ -7,20 +7,33 @@ import select
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
+from desk import Desk
 
-from tests.serving.conftest import Desk
+from serving.cli import main
 
 # exchange_calendars reads a pandas property that pandas 3.1 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:Series.values returning an ndarray that drops timezone")
 
 EXECUTOR = ("config", "broker", "policy_client", "journal", "gates", "plan", "cycle")
 
+Command = Callable[..., tuple[int, str, str]]
 
-def swing_live(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "serving.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+@pytest.fixture
+def swing_live(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs the command line in this process; returns exit status, stdout and stderr."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["swing-live", *arguments])
+        with pytest.raises(SystemExit) as left:
+            main()
+        told = capsys.readouterr()
+        return int(left.value.code or 0), told.out, told.err
+
+    return run
 
 
 def options(desk: Desk) -> list[str]:
@@ -30,9 +43,15 @@ def options(desk: Desk) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("module", [*(f"serving.executor.{name}" for name in EXECUTOR), "serving.cli"])
-def test_import_loads_neither_torch_nor_ray(module: str) -> None:
-    program = f"import sys, {module}; print([m for m in ('torch', 'ray', 'fastapi') if m in sys.modules])"
+def test_import_loads_neither_torch_nor_ray() -> None:
+    modules = ", ".join(["serving.cli", *(f"serving.executor.{name}" for name in EXECUTOR)])
+    program = f"import sys, {modules}; print([m for m in ('torch', 'ray', 'fastapi') if m in sys.modules])"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert loaded.stdout.strip() == "[]"
+
+
+def test_import_of_the_command_loads_no_client_yet() -> None:
+    program = "import sys, serving.cli; print([m for m in ('alpaca', 'polars', 'httpx') if m in sys.modules])"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert loaded.stdout.strip() == "[]"
 
@@ -47,30 +66,30 @@ def test_import_loads_neither_torch_nor_ray(module: str) -> None:
         (["fake-broker"], "swing-live fake-broker --now 2012-06-15T10:00"),
     ],
 )
-def test_help_gives_an_example(command: list[str], example: str) -> None:
-    told = swing_live(*command, "--help")
-    assert told.returncode == 0
-    assert example in told.stdout
+def test_help_gives_an_example(swing_live: Command, command: list[str], example: str) -> None:
+    status, told, _ = swing_live(*command, "--help")
+    assert status == 0
+    assert example in " ".join(told.split())
 
 
-def test_cycle_prints_one_json_object_and_exits_0(desk: Desk) -> None:
-    done = swing_live("cycle", *options(desk), "--json")
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+def test_cycle_prints_one_json_object_and_exits_0(swing_live: Command, desk: Desk) -> None:
+    status, told, _ = swing_live("cycle", *options(desk), "--json")
+    assert status == 0
+    report = json.loads(told)
     assert (report["state"], report["mode"], len(report["orders"])) == ("planned", "dry-run", 2)
     assert desk.posted == []
 
 
-def test_cycle_prints_a_table_of_the_planned_orders(desk: Desk) -> None:
-    done = swing_live("cycle", *options(desk))
-    assert done.returncode == 0, done.stderr
-    assert all(word in done.stdout for word in ("planned", "AAA", "buy to open", "400", "sell to open"))
+def test_cycle_prints_a_table_of_the_planned_orders(swing_live: Command, desk: Desk) -> None:
+    status, told, _ = swing_live("cycle", *options(desk))
+    assert status == 0
+    assert all(word in told for word in ("planned", "AAA", "buy to open", "400", "sell to open"))
 
 
-def test_cycle_reads_a_file_and_lets_options_win(desk: Desk) -> None:
+def test_cycle_reads_a_file_and_lets_options_win(swing_live: Command, desk: Desk) -> None:
     file = desk.folder / "live.yaml"
     file.write_text("mode: dry-run\nmax_orders_per_session: 1\n")
-    done = swing_live(
+    _, told, _ = swing_live(
         "cycle",
         "--config",
         str(file),
@@ -81,15 +100,15 @@ def test_cycle_reads_a_file_and_lets_options_win(desk: Desk) -> None:
         "max_orders_per_session=2",
         "--json",
     )
-    assert json.loads(done.stdout)["state"] == "done"
+    assert json.loads(told)["state"] == "done"
     assert len(desk.posted) == 2
 
 
-def test_cycle_on_hold_exits_3_and_says_why(desk: Desk) -> None:
+def test_cycle_on_hold_exits_3_and_says_why(swing_live: Command, desk: Desk) -> None:
     desk.policy.status = 503
-    held = swing_live("cycle", *options(desk))
-    assert held.returncode == 3
-    assert "reason: policy server answered 503" in held.stdout
+    status, told, _ = swing_live("cycle", *options(desk))
+    assert status == 3
+    assert "reason: policy server answered 503" in told
 
 
 @pytest.mark.parametrize(
@@ -104,12 +123,12 @@ def test_cycle_on_hold_exits_3_and_says_why(desk: Desk) -> None:
         (["fake-broker", "--position", "AAA"], "write it as AAPL=100"),
     ],
 )
-def test_user_error_is_one_line_and_exits_2(arguments: list[str], message: str) -> None:
-    failed = swing_live(*arguments)
-    assert failed.returncode == 2
-    assert failed.stderr.startswith("error: ")
-    assert failed.stderr.count("\n") == 1
-    assert message in failed.stderr
+def test_user_error_is_one_line_and_exits_2(swing_live: Command, arguments: list[str], message: str) -> None:
+    status, _, told = swing_live(*arguments)
+    assert status == 2
+    assert told.startswith("error: ")
+    assert told.count("\n") == 1
+    assert message in told
 
 
 def test_run_prints_a_pass_and_stops_on_sigterm_with_0(desk: Desk) -> None:
@@ -117,6 +136,6 @@ def test_run_prints_a_pass_and_stops_on_sigterm_with_0(desk: Desk) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert select.select([process.stdout], [], [], 60)[0]
-        assert json.loads(process.stdout.readline())["state"] == "hold"
+        assert json.loads(process.stdout.readline())["state"] == "done"
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0

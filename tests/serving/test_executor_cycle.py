@@ -11,14 +11,14 @@ from typing import Any
 
 import httpx
 import pytest
+from desk import AS_OF, NEW_YORK, SECRETS, Desk, flat_bars, order_of
 
 from data_pipeline.errors import ConfigError, LiveError
-from serving.executor.broker import Broker, BrokerError, Refusal, last_completed
+from serving.executor.broker import Broker
 from serving.executor.config import Credentials, ExecutorConfig
 from serving.executor.cycle import CycleReport
 from serving.executor.journal import Journal
 from serving.executor.plan import Intent
-from tests.serving.conftest import AS_OF, NEW_YORK, SECRETS, Desk, flat_bars
 
 # exchange_calendars reads a pandas property that pandas 3.1 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:Series.values returning an ndarray that drops timezone")
@@ -37,9 +37,7 @@ def journalled(desk: Desk, session: date = AS_OF) -> list[Intent]:
 
 def assert_journal_equals_broker(desk: Desk, session: date = AS_OF) -> None:
     ours = {i.client_order_id: (i.state, i.filled, i.fill_price) for i in journalled(desk, session)}
-    theirs = {
-        o.asked.client_order_id: (o.status, float(o.asked.qty), o.fill_price) for o in desk.broker.orders
-    }
+    theirs = {o.asked.client_order_id: (o.status, float(o.asked.qty), o.fill_price) for o in desk.broker.orders}
     assert ours == theirs
     with Journal(desk.journal_path) as journal:
         assert {s: q for s, q in journal.positions(session).items() if q} == desk.held
@@ -88,7 +86,7 @@ def test_paper_lost_response_places_no_second_order(desk: Desk) -> None:
     assert_journal_equals_broker(desk)
 
 
-class Crash(Exception):
+class CrashError(Exception):
     pass
 
 
@@ -97,11 +95,11 @@ class CrashesAfterFirstPost(Broker):
 
     def submit(self, intent: Intent) -> Any:
         super().submit(intent)
-        raise Crash
+        raise CrashError
 
 
 def test_paper_crash_after_post_resumes_the_stored_plan(desk: Desk) -> None:
-    with pytest.raises(Crash):
+    with pytest.raises(CrashError):
         desk.cycle("paper", broker=CrashesAfterFirstPost)
     assert [intent.state for intent in journalled(desk)] == ["submitting", "planned"]
     desk.policy.weights = {"AAA": 0.0, "BBB": 0.9}
@@ -111,8 +109,23 @@ def test_paper_crash_after_post_resumes_the_stored_plan(desk: Desk) -> None:
     assert_journal_equals_broker(desk)
 
 
+class NeverArrives(Broker):
+    """The request is lost on the way, so the broker knows no such order."""
+
+    def submit(self, intent: Intent) -> Any:
+        return self.order(intent.client_order_id)
+
+
+def test_paper_order_that_never_arrived_holds_and_is_sent_again_under_its_id(desk: Desk) -> None:
+    assert_held(desk, desk.cycle("paper", broker=NeverArrives), "the broker does not know it yet")
+    assert [intent.state for intent in journalled(desk)] == ["submitting", "planned"]
+    assert desk.cycle("paper").state == "done"
+    assert desk.posted == ["swing.20120614.AAA.bto.0", "swing.20120614.BBB.sto.0"]
+    assert_journal_equals_broker(desk)
+
+
 def test_paper_plan_left_over_from_an_earlier_session_lapses(desk: Desk) -> None:
-    with pytest.raises(Crash):
+    with pytest.raises(CrashError):
         desk.cycle("paper", broker=CrashesAfterFirstPost)
     desk.broker.move_to(desk.broker.now + timedelta(days=3))  # Monday, 10:00
     report = desk.cycle("paper")
@@ -140,6 +153,41 @@ def test_paper_position_closed_by_hand_is_not_sold_twice(desk: Desk) -> None:
     assert [order.state for order in report.orders] == ["refused", "skipped"]
     assert "position intent mismatch" in report.reasons[0]
     assert desk.held == {}
+
+
+def test_paper_halted_symbol_is_cancelled_at_the_deadline_and_the_rest_fills(desk: Desk) -> None:
+    desk.broker.halted.add("AAA")
+    report = desk.cycle("paper")
+    assert report.state == "done"
+    assert [order.state for order in report.orders] == ["canceled", "filled"]
+    assert report.reasons == ["swing.20120614.AAA.bto.0 canceled, 0 of 400 shares filled"]
+    assert desk.held == {"BBB": -500.0}
+    assert desk.broker.open_orders() == []
+
+
+def test_paper_reducing_order_that_does_not_fill_stops_the_increase(desk: Desk) -> None:
+    desk.broker.submit(order_of("AAA", 100, "buy"))
+    desk.broker.halted.add("AAA")
+    desk.policy.weights = {"AAA": 0.0, "BBB": 0.4}
+    assert [order.state for order in desk.cycle("paper").orders] == ["canceled", "skipped"]
+    assert desk.held == {"AAA": 100.0}
+
+
+class CannotCancel(Broker):
+    """A cancel that never takes effect, as one stuck in pending_cancel."""
+
+    def cancel(self, order_id: str) -> None:
+        pass
+
+
+def test_paper_order_that_cannot_be_cancelled_holds_and_sends_nothing_more(desk: Desk) -> None:
+    desk.broker.halted.add("AAA")
+    for _ in range(2):
+        report = desk.cycle("paper", broker=CannotCancel)
+        assert (report.state, report.reasons) == ("hold", ["order swing.20120614.AAA.bto.0 is still new"])
+    assert len(desk.posted) == 2
+    assert desk.cycle("paper").state == "done"
+    assert len(desk.posted) == 2
 
 
 @pytest.mark.parametrize(
@@ -221,46 +269,31 @@ def test_plan_beyond_a_cap_holds(desk: Desk, cap: dict[str, float], reason: str)
 @pytest.mark.parametrize(
     ("moment", "reason"),
     [
-        (datetime(2012, 6, 15, 9, 44), "09:44 is outside the trading window 09:45 to 15:30"),
-        (datetime(2012, 6, 15, 15, 31), "outside the trading window"),
-        (datetime(2012, 6, 15, 8, 0), "market is closed"),
-        (datetime(2012, 6, 16, 11, 0), "market is closed"),
+        ((15, 9, 44), "09:44 is outside the trading window 09:45 to 15:30"),
+        ((15, 15, 31), "outside the trading window"),
+        ((15, 8, 0), "market is closed"),
+        ((16, 11, 0), "market is closed"),
     ],
 )
 def test_outside_the_window_holds_in_paper_and_warns_in_dry_run(
-    desk: Desk, moment: datetime, reason: str
+    desk: Desk, moment: tuple[int, int, int], reason: str
 ) -> None:
-    desk.broker.move_to(moment.replace(tzinfo=NEW_YORK))
+    day, hour, minute = moment
+    desk.broker.move_to(datetime(2012, 6, day, hour, minute, tzinfo=NEW_YORK))
     assert_held(desk, desk.cycle("paper"), reason)
     rehearsal = desk.cycle()
     assert rehearsal.state == "planned"
     assert any(reason in warning for warning in rehearsal.warnings)
 
 
-def test_last_completed_session_knows_half_days_and_weekends(desk: Desk) -> None:
-    broker = Broker(desk.config(), Credentials.from_environment())
-    sessions = broker.sessions(date(2011, 11, 14), date(2011, 11, 28))
-
-    def completed(*moment: int) -> date | None:
-        last = last_completed(sessions, datetime(*moment, tzinfo=NEW_YORK))  # type: ignore[misc,arg-type]
-        return last.day if last else None
-
-    # Thanksgiving 2011 was 24 November; the Friday closed at 13:00.
-    assert completed(2011, 11, 25, 12, 59) == date(2011, 11, 23)
-    assert completed(2011, 11, 25, 13, 0) == date(2011, 11, 25)
-    assert completed(2011, 11, 28, 15, 59) == date(2011, 11, 25)
-    assert completed(2011, 11, 28, 16, 0) == date(2011, 11, 28)
-
-
-def test_clock_skew_is_no_reason_against_a_loopback_broker_only(desk: Desk) -> None:
-    from serving.executor.gates import skew_reasons
-
-    config = desk.config(mode="paper")
-    clock = Broker(config, Credentials.from_environment()).clock()
-    assert config.broker_is_loopback
-    assert not ExecutorConfig().broker_is_loopback
-    assert skew_reasons(clock, clock.timestamp + timedelta(seconds=4), config) == []
-    assert skew_reasons(clock, clock.timestamp - timedelta(seconds=60), config) != []
+def test_clock_skew_holds_in_paper_unless_the_broker_is_on_this_machine(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert any("clock differ" in warning for warning in desk.cycle(skew_s=60).warnings)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(ExecutorConfig, "broker_is_loopback", property(lambda _: False))
+        assert_held(desk, desk.cycle("paper", skew_s=-60), "local and broker clock differ by 60 s")
+    assert desk.cycle("paper", skew_s=60).state == "done"
 
 
 def test_request_carries_bars_up_to_the_session_and_the_holdings(desk: Desk) -> None:
@@ -300,23 +333,6 @@ def test_broker_down_holds(desk: Desk) -> None:
     assert_held(desk, report, "broker cannot be reached")
 
 
-def test_broker_without_an_order_answers_none_and_refuses_by_value(desk: Desk) -> None:
-    broker = Broker(desk.config(), Credentials.from_environment())
-    assert broker.order("swing.20120614.AAA.bto.0") is None
-    intent = Intent(
-        client_order_id="x.1", symbol="AAA", position_intent="sell_to_close", shares=1, price=100.0
-    )
-    outcome = broker.submit(intent)
-    assert isinstance(outcome, Refusal)
-    assert desk.broker.orders == []
-
-
-def test_broker_wrong_path_is_a_broker_error(desk: Desk) -> None:
-    config = desk.config(broker_url=desk.policy_url)
-    with pytest.raises(BrokerError, match="404"):
-        Broker(config, Credentials.from_environment()).account()
-
-
 @pytest.mark.parametrize(
     ("setting", "reason"),
     [
@@ -338,9 +354,7 @@ def test_credentials_missing_variable_is_named(variable: str, monkeypatch: pytes
         Credentials.from_environment()
 
 
-def test_secrets_appear_in_no_repr_log_report_or_journal(
-    desk: Desk, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_secrets_appear_in_no_repr_log_report_or_journal(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     desk.policy.status = 401
     reports = [desk.cycle("paper"), desk.cycle("paper", broker_url="http://127.0.0.1:9")]
@@ -373,15 +387,6 @@ def test_order_posted_has_only_fields_the_plan_names(desk: Desk) -> None:
         "client_order_id": "swing.20120614.AAA.bto.0",
         "position_intent": "buy_to_open",
     }
-
-
-def order_of(symbol: str, qty: int, side: str, limit: float | None = None) -> Any:
-    from serving.fake_broker import OrderRequest
-
-    kind = {"type": "market"} if limit is None else {"type": "limit", "limit_price": limit}
-    return OrderRequest.model_validate(
-        {"symbol": symbol, "qty": qty, "side": side, "time_in_force": "day", **kind}
-    )
 
 
 def test_fake_clock_route_moves_the_day(desk: Desk) -> None:

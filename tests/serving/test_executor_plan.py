@@ -56,9 +56,7 @@ def test_plan_reducing_orders_come_before_increasing_ones() -> None:
         (0.2, -100.0, [("AAA", "buy_to_close", 100), ("AAA", "buy_to_open", 200)]),
     ],
 )
-def test_plan_crossing_zero_makes_two_legs(
-    weight: float, held: float, kinds: list[tuple[str, str, int]]
-) -> None:
+def test_plan_crossing_zero_makes_two_legs(weight: float, held: float, kinds: list[tuple[str, str, int]]) -> None:
     assert legs(planned({"AAA": weight}, {"AAA": held}, {"AAA": 100.0})) == kinds
 
 

@@ -14,19 +14,19 @@ from typing import Any
 import httpx
 import jsonschema
 import pytest
+from desk import NEW_YORK, TODAY_AT_TEN, Desk, flat_bars, order_of
 
 from data_pipeline.bars import FileBars
 from data_pipeline.errors import LiveError
 from serving.fake_broker import FakeBroker
-from tests.serving.conftest import NEW_YORK, TODAY_AT_TEN, Desk, flat_bars
 
 # exchange_calendars reads a pandas property that pandas 3.1 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:Series.values returning an ndarray that drops timezone")
 
 KEYS = {"APCA-API-KEY-ID": "k", "APCA-API-SECRET-KEY": "s"}
 SCHEMAS = Path(__file__).parents[3] / "shared" / "schemas" / "alpaca"
-# Newer than the published description (subtag, source) or told by the client's model (settlement_date).
-UNDESCRIBED = {"subtag", "source", "settlement_date"}
+# Fields that the service answers and its description leaves out.
+UNDESCRIBED = {"position_market_value", "subtag", "source"}
 
 
 @pytest.fixture
@@ -57,16 +57,11 @@ def test_market_order_fills_and_moves_cash_and_position(alpaca: httpx.Client) ->
 def test_average_price_of_two_buys_and_of_a_partial_sale(tmp_path: Path) -> None:
     bars = flat_bars({"AAA": 100.0})
     rising = bars.with_columns(
-        *(
-            (bars[name] + 20.0 * (bars["session"] > TODAY_AT_TEN.date())).alias(name)
-            for name in ("open", "high")
-        )
+        *((bars[name] + 20.0 * (bars["session"] > TODAY_AT_TEN.date())).alias(name) for name in ("open", "high"))
     )
     rising.write_parquet(tmp_path / "bars.parquet")
     broker = FakeBroker(FileBars(tmp_path / "bars.parquet"), TODAY_AT_TEN, positions={"AAA": 10.0})
     broker.move_to(TODAY_AT_TEN + timedelta(days=3))  # Monday opens at 120
-    from tests.serving.test_executor_cycle import order_of
-
     broker.submit(order_of("AAA", 30, "buy"))
     assert (broker.lots["AAA"].shares, broker.lots["AAA"].price) == (40.0, 115.0)
     broker.submit(order_of("AAA", 15, "sell"))
@@ -185,9 +180,7 @@ def test_price_is_the_open_of_the_day_or_the_last_close(
     # The day of the month is the open, half more the close; nothing after the 15th.
     day = pl.col("session").dt.day().cast(pl.Float64)
     bars = flat_bars({"AAA": 1.0}, until=TODAY_AT_TEN.date())
-    bars = bars.with_columns(
-        day.alias("open"), day.alias("low"), *((day + 0.5).alias(n) for n in ("high", "close"))
-    )
+    bars = bars.with_columns(day.alias("open"), day.alias("low"), *((day + 0.5).alias(n) for n in ("high", "close")))
     bars.write_parquet(tmp_path / "bars.parquet")
     number, hour, minute = moment
     now = datetime(2012, 6, number, hour, minute, tzinfo=NEW_YORK)
@@ -209,6 +202,20 @@ def test_bars_are_paged_and_end_with_the_last_completed_session(alpaca: httpx.Cl
     assert second["next_page_token"] is None
 
 
+@pytest.mark.parametrize(
+    ("start", "days"),
+    [
+        ("2012-06-13", ["13", "14"]),
+        ("2012-06-13T00:00:00Z", ["13", "14"]),
+        ("2012-06-13T04:00:00Z", ["13", "14"]),
+        ("2012-06-13T04:00:01Z", ["14"]),
+    ],
+)
+def test_bars_start_is_compared_with_new_york_midnight(alpaca: httpx.Client, start: str, days: list[str]) -> None:
+    bars = alpaca.get("/v2/stocks/bars", params={"symbols": "AAA", "timeframe": "1Day", "start": start}).json()
+    assert [bar["t"][8:10] for bar in bars["bars"]["AAA"]] == days
+
+
 def test_starting_position_in_unknown_symbol_is_a_user_error(desk: Desk) -> None:
     with pytest.raises(LiveError, match="ZZZ"):
         FakeBroker(desk.source, TODAY_AT_TEN, positions={"ZZZ": 1.0})
@@ -224,6 +231,27 @@ def test_command_prints_its_address_when_it_listens(desk: Desk) -> None:
         assert url.startswith("http://127.0.0.1:")
         assert httpx.get(f"{url}/v2/account", headers=KEYS).json()["equity"] == "7000.00"
         process.terminate()
+
+
+def test_answers_satisfy_alpaca_pys_own_models(desk: Desk, alpaca: httpx.Client) -> None:
+    from alpaca.data.historical.stock import StockHistoricalDataClient
+    from alpaca.data.requests import StockBarsRequest
+    from alpaca.data.timeframe import TimeFrame
+    from alpaca.trading.client import TradingClient
+    from alpaca.trading.requests import GetCalendarRequest
+
+    order = post(alpaca).json()
+    trading = TradingClient("k", "s", paper=True, url_override=desk.broker_url)
+    assert trading.get_account().equity == "100000.00"
+    assert trading.get_clock().timestamp == TODAY_AT_TEN
+    assert trading.get_calendar(GetCalendarRequest(start=TODAY_AT_TEN.date(), end=TODAY_AT_TEN.date()))
+    assert trading.get_asset("AAA").tradable
+    assert trading.get_all_positions()[0].qty == "10"
+    assert str(trading.get_order_by_id(order["id"]).id) == order["id"]
+    data = StockHistoricalDataClient("k", "s", url_override=desk.broker_url)
+    start = datetime(2012, 6, 13, tzinfo=NEW_YORK)
+    bars = data.get_stock_bars(StockBarsRequest(symbol_or_symbols="AAA", timeframe=TimeFrame.Day, start=start))
+    assert [bar.timestamp.astimezone(NEW_YORK).day for bar in bars["AAA"]] == [13, 14]
 
 
 def described(file: str, *path: str) -> dict[str, Any]:

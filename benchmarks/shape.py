@@ -1,0 +1,105 @@
+"""The one shape of every benchmark: interleaved runs, a table for people, one JSON object for machines."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+Figure = dict[str, Any]
+
+
+def arguments(description: str) -> argparse.Namespace:
+    """Returns the options that every benchmark has: --quick and --json."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="smoke form: checks that it works, not its figures")
+    parser.add_argument("--json", metavar="FILE", help="write the result as JSON; - prints it as the last line")
+    return parser.parse_args()
+
+
+def interleaved(contestants: Mapping[str, Callable[[], float]], unit: str, runs: int) -> dict[str, Figure]:
+    """Runs the contestants in turn (A B A B …) and returns each one's median, min and max.
+
+    Args:
+        contestants: Name -> function that runs once and returns its rate.
+        unit: Of the rates.
+        runs: Rounds, after one that is not counted.
+    """
+    rates: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(runs + 1):
+        for name, run in contestants.items():
+            rate = run()
+            if number:
+                rates[name].append(rate)
+    return {
+        name: {"median": statistics.median(r), "min": min(r), "max": max(r), "runs": runs, "unit": unit}
+        for name, r in rates.items()
+    }
+
+
+def publish(
+    name: str,
+    options: argparse.Namespace,
+    figures: dict[str, Figure],
+    ratios: dict[str, float],
+    skipped: dict[str, str],
+) -> None:
+    """Prints the table and, where asked for, the JSON object."""
+    table = Table("figure", "median", "min", "max", "unit", title=name)
+    for key, figure in figures.items():
+        table.add_row(key, *(f"{figure[part]:,.0f}" for part in ("median", "min", "max")), figure["unit"])
+    for key, ratio in ratios.items():
+        table.add_row(key, f"{ratio:.2f}", "", "", "ratio")
+    for peer, reason in skipped.items():
+        table.add_row(peer, "skipped", "", "", reason)
+    Console().print(table)
+    result = {
+        "benchmark": name,
+        "when": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        "commit": _commit(),
+        "machine": _machine(),
+        "figures": figures,
+        "ratios": ratios,
+        "skipped": skipped,
+    }
+    if options.json == "-":
+        print(json.dumps(result))
+    elif options.json:
+        Path(options.json).write_text(json.dumps(result, indent=1), encoding="utf-8")
+
+
+def _machine() -> dict[str, Any]:
+    def installed(package: str) -> str:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return "absent"
+
+    models = [line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")]
+    return {
+        "cpu": models[0] if models else platform.processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        **{package: installed(package) for package in ("numpy", "torch", "ray")},
+    }
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+
+
+def _commit() -> str:
+    asked = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return asked.stdout.strip() or "unknown"

@@ -1,0 +1,123 @@
+"""Network and training."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import BIN, ROOT, environment, tiny_settings
+
+from data_pipeline.errors import ConfigError
+from envs.bundle import LstmPolicy
+from envs.contract import ActionKind
+from rl.config import RunConfig, load_config
+from rl.judging.export import disagreement
+from rl.learning.network import SwingNet, policy_arrays
+
+
+def test_network_step_by_step_equals_the_whole_sequence():
+    torch.manual_seed(0)
+    net = SwingNet(6, ActionKind.DISCRETE, 16)
+    obs = torch.randn(4, 25, 8)
+    zero = (torch.zeros(4, 16), torch.zeros(4, 16))
+    outputs, values, last = net(obs, zero)
+    state, stepped = zero, []
+    for t in range(25):
+        one, value, state = net(obs[:, t : t + 1], state)
+        stepped.append(torch.cat([one, value[..., None]], dim=-1))
+    torch.testing.assert_close(torch.cat(stepped, dim=1), torch.cat([outputs, values[..., None]], dim=-1))
+    torch.testing.assert_close(state, last)
+
+
+@pytest.mark.parametrize("action", list(ActionKind))
+def test_numpy_policy_equals_torch(market, action):
+    torch.manual_seed(1)
+    net = SwingNet(16, action, 24)
+    policy = LstmPolicy("p", 30, policy_arrays(net), _scaler(market), action)
+    features = market.panel.features[2000:2030][:, [0, 3, 4]]
+    portfolio = np.random.default_rng(0).uniform(-1, 1, (3, 2)).astype(np.float32)
+    error, reference = disagreement(policy, features, portfolio)
+    assert error < 1e-5
+    assert np.abs(reference).max() > 1e-3
+
+
+def _scaler(market):
+    from conftest import TRAIN
+
+    from data_pipeline.scaling import fit_scaler
+
+    return fit_scaler(market.panel, TRAIN)
+
+
+def test_every_shipped_config_loads():
+    found = sorted((ROOT / "tune_configs").glob("*.yaml"))
+    assert found
+    for path in found:
+        assert isinstance(load_config(path), RunConfig)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "words"),
+    [
+        ("ppo.lrr=1", r"unknown key 'ppo\.lrr'.*lr"),
+        ("ppo.lr=-1", r"ppo\.lr = -1"),
+        ("train.steps=many", r"train\.steps = 'many'"),
+        ("nothing", "path.to.key=value"),
+    ],
+)
+def test_config_mistake_names_path_and_remedy(assignment, words):
+    with pytest.raises(ConfigError, match=words):
+        load_config(None, [assignment])
+
+
+def test_train_wrong_config_key_exits_2_and_writes_nothing(command, tmp_path):
+    done = command("swing-rl", "train", "--out", tmp_path / "run", "--set", "ppo.lrr=1")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "ppo.lrr" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tune_search_space_with_an_unknown_path_exits_2_before_anything_starts(command, tmp_path):
+    space = '{"ppo.nonsense": {"grid": [1]}}'
+    done = command("swing-rl", "tune", "--out", tmp_path / "sweep", "--set", f"tune.space={space}")
+    assert done.returncode == 2
+    assert "ppo.nonsense" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.ray
+def test_train_killed_and_resumed_continues_where_it_was(command, tmp_path):
+    settings = tiny_settings(tmp_path)
+    settings["train"] = {"steps": 20480, "envs_per_runner": 32, "env_runners": 0, "checkpoint_iterations": 2}
+    config, out = tmp_path / "run.yaml", tmp_path / "run"
+    config.write_text(yaml.safe_dump(settings))
+    arguments = ["train", "--config", str(config), "--out", str(out), "--json"]
+    contained = [sys.executable, str(ROOT / "scripts" / "contained.py"), "--grace", "0", "--", str(BIN / "swing-rl")]
+    with subprocess.Popen(
+        contained + arguments, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as run:
+        limit = time.monotonic() + 120
+        while not (out / "checkpoint").is_dir() and run.poll() is None and time.monotonic() < limit:
+            time.sleep(0.05)
+        run.send_signal(signal.SIGINT)
+        run.send_signal(signal.SIGINT)
+    assert (out / "checkpoint").is_dir()
+    assert not (out / "weights.safetensors").exists()
+    refused = command("swing-rl", *arguments)
+    assert refused.returncode == 2
+    assert "--resume" in refused.stderr
+    assert command("swing-rl", *arguments, "--resume").returncode == 0
+    lines = [json.loads(line) for line in (out / "progress.jsonl").read_text().splitlines()]
+    restarts = [i for i in range(1, len(lines)) if lines[i]["iteration"] <= lines[i - 1]["iteration"]]
+    assert lines[-1]["steps"] >= 20480
+    assert lines[-1]["iteration"] == 10
+    assert not restarts or lines[restarts[0]]["iteration"] > 2
+    assert (out / "weights.safetensors").is_file()

@@ -1,0 +1,194 @@
+"""A desk for the executor: real alpaca-py client, fake broker and fake policy server over loopback."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import polars as pl
+import uvicorn
+from fastapi import FastAPI, Request, Response
+
+from data_pipeline.bars import FileBars
+from data_pipeline.sessions import sessions_between
+from serving.contract import PREFIX, DecisionRequest
+
+with warnings.catch_warnings():
+    # alpaca-py imports websockets.legacy, which warns once, when first imported.
+    warnings.filterwarnings("ignore", r"websockets\.legacy is deprecated", DeprecationWarning)
+    import alpaca.trading.client  # noqa: F401
+
+from serving import fake_broker
+from serving.executor.broker import Broker
+from serving.executor.config import Credentials, ExecutorConfig
+from serving.executor.cycle import CycleReport, cycle
+from serving.executor.journal import Journal
+from serving.executor.policy_client import PolicyClient
+
+SECRETS = {
+    "ALPACA_API_KEY": "key-5f1e0c",
+    "ALPACA_SECRET_KEY": "secret-77ab12",
+    "SWING_POLICY_TOKEN": "token-93cd4e",
+}
+NEW_YORK = ZoneInfo("America/New_York")
+AS_OF = date(2012, 6, 14)
+TODAY_AT_TEN = datetime(2012, 6, 15, 10, 0, tzinfo=NEW_YORK)
+
+
+@contextmanager
+def served(*services: FastAPI) -> Iterator[list[str]]:
+    """Serves apps on free loopback ports; yields their URLs."""
+    running, urls = [], []
+    with ExitStack() as stack:
+        for service in services:
+            listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            config = uvicorn.Config(service, log_level="critical", ws="none", lifespan="off")
+            server = uvicorn.Server(config)
+            thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+            thread.start()
+            running.append((server, thread))
+            urls.append(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        while not all(server.started for server, _ in running):
+            time.sleep(0.005)
+        yield urls
+        for server, _ in running:
+            server.should_exit = True
+        for _, thread in running:
+            thread.join(5)
+
+
+@dataclass
+class FakePolicy:
+    """Answers the contract; `tamper` may spoil the answer, `status` replaces it."""
+
+    weights: dict[str, float]
+    verdict: str = "promote"
+    status: int = 200
+    tamper: Callable[[dict[str, Any]], Any] = lambda answer: answer
+    asked: list[DecisionRequest] = field(default_factory=list)
+
+    def app(self) -> FastAPI:
+        service = FastAPI()
+
+        @service.get(PREFIX + "/model")
+        async def model(request: Request) -> Response:
+            return self._answer(
+                request,
+                {
+                    "contract": 1,
+                    **self._identity(),
+                    "symbols": sorted(self.weights),
+                    "history_sessions": 10,
+                    "limits": {"max_gross": 0.95},
+                },
+            )
+
+        @service.post(PREFIX + "/decisions")
+        async def decide(request: Request) -> Response:
+            asked = DecisionRequest.model_validate_json(await request.body())
+            self.asked.append(asked)
+            answer = {
+                "contract": 1,
+                **self._identity(),
+                "request_id": asked.request_id,
+                "as_of_session": asked.as_of_session.isoformat(),
+                "computed_at": datetime.now(UTC).isoformat(),
+                "positions": dict.fromkeys(self.weights, 1.0),
+                "weights": self.weights,
+                "cash": 1 - sum(self.weights.values()),
+                "not_ready": [],
+            }
+            return self._answer(request, self.tamper(answer))
+
+        return service
+
+    def _identity(self) -> dict[str, str]:
+        return {"policy_version": "toy-1", "feature_schema_hash": "f" * 8, "verdict": self.verdict}
+
+    def _answer(self, request: Request, body: Any) -> Response:
+        import json
+
+        if request.headers.get("authorization") != f"Bearer {SECRETS['SWING_POLICY_TOKEN']}":
+            return Response(status_code=401)
+        text = body if isinstance(body, str) else json.dumps(body)  # NaN stays NaN
+        return Response(text, self.status, media_type="application/json")
+
+
+@dataclass
+class Desk:
+    """Everything one executor needs, and what it left behind."""
+
+    folder: Path
+    broker: fake_broker.FakeBroker
+    broker_url: str
+    policy: FakePolicy
+    policy_url: str
+
+    @property
+    def journal_path(self) -> Path:
+        return self.folder / "journal.sqlite"
+
+    @property
+    def source(self) -> FileBars:
+        return FileBars(self.folder / "bars.parquet")
+
+    def config(self, **changes: Any) -> ExecutorConfig:
+        tree = {
+            "policy_url": self.policy_url,
+            "broker_url": self.broker_url,
+            "journal": str(self.journal_path),
+            "settle_timeout_s": 0.2,
+            "poll_s": 0.02,
+        }
+        return ExecutorConfig.of({**tree, **changes})
+
+    def cycle(
+        self, mode: str = "dry-run", broker: type[Broker] = Broker, skew_s: float = 0.0, **changes: Any
+    ) -> CycleReport:
+        config = self.config(mode=mode, **changes)
+        credentials = Credentials.from_environment()
+        with (
+            PolicyClient(config.policy_url, credentials.policy_token) as policy,
+            Journal(config.journal) as journal,
+        ):
+            now = self.broker.now + timedelta(seconds=skew_s)
+            return cycle(config, broker(config, credentials), policy, journal, self.source, now=now)
+
+    @property
+    def posted(self) -> list[str]:
+        return [body["client_order_id"] for body in self.broker.requests]
+
+    @property
+    def held(self) -> dict[str, float]:
+        return {symbol: lot.shares for symbol, lot in self.broker.lots.items()}
+
+
+def flat_bars(closes: dict[str, float], until: date = date(2012, 6, 20)) -> pl.DataFrame:
+    """Returns bars whose four prices are the same number every session."""
+    days = [day.item() for day in sessions_between(date(2012, 4, 2), until)]
+    frames = [
+        pl.DataFrame({"session": days}).with_columns(
+            pl.lit(symbol).alias("symbol"),
+            *(pl.lit(close).alias(name) for name in ("open", "high", "low", "close")),
+            pl.lit(1e6).alias("volume"),
+        )
+        for symbol, close in closes.items()
+    ]
+    return pl.concat(frames)
+
+
+def order_of(symbol: str, qty: int, side: str, limit: float | None = None) -> fake_broker.OrderRequest:
+    """Returns an order as a person might place it by hand."""
+    kind = {"type": "market"} if limit is None else {"type": "limit", "limit_price": limit}
+    return fake_broker.OrderRequest.model_validate(
+        {"symbol": symbol, "qty": qty, "side": side, "time_in_force": "day", **kind}
+    )
