@@ -219,8 +219,8 @@ def write_bundle(
     scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
     try:
         files = {
-            WEIGHTS: save(dict(policy.weights), metadata={"name": policy.name}),
-            GOLDEN: save(dict(golden)),
+            WEIGHTS: save(_contiguous(policy.weights)),
+            GOLDEN: save(_contiguous(golden)),
             **{f"evidence/{name}": body for name, body in evidence.items()},
         }
         for name, body in files.items():
@@ -266,6 +266,11 @@ def read_bundle(folder: Path) -> Bundle:
     bundle = Bundle(manifest, _sha256(raw), policy, load(bodies[GOLDEN]))
     bundle.check()
     return bundle
+
+
+def _contiguous(arrays: Mapping[str, Floats32]) -> dict[str, Floats32]:
+    # safetensors writes the memory of a strided view as it lies, under the shape of the view.
+    return {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
 
 
 def _manifest_bytes(head: Mapping[str, Any]) -> bytes:

@@ -8,7 +8,8 @@ import zipfile
 from importlib.metadata import packages_distributions
 
 import pytest
-from conftest import BIN, ROOT, environment
+
+from product import BIN, ROOT, environment
 
 PACKAGES = {"data_pipeline", "envs", "rl", "serving"}
 

@@ -13,7 +13,6 @@ import polars as pl
 import psutil
 import pytest
 import torch
-from conftest import BIN, ROOT, environment
 
 from data_pipeline.features import FeatureSet
 from data_pipeline.folds import Span
@@ -24,6 +23,7 @@ from envs.bundle import LstmPolicy, read_bundle, write_bundle
 from envs.contract import ActionKind
 from envs.market import Market
 from envs.swing import SwingVectorEnv
+from product import BIN, ROOT, environment
 from rl.judging.export import disagreement
 from rl.judging.tune import read_sweep
 from rl.judging.validate import read_validation

@@ -169,7 +169,8 @@ def _context_section(context: Mapping[str, str], policy: Figures) -> str:
 
 def _limits_section(policy: Figures, tried: int) -> str:
     error = _or_dash(policy.sharpe_error, " of {:.2f}", " that is unknown")
-    chosen = f"the best of {tried} configurations" if tried > 1 else "one configuration"
+    number = f"{tried}" if tried else "an unrecorded number of"
+    chosen = "one configuration" if tried == 1 else f"the best of {number} configurations"
     return (
         "<section><h2>Limits</h2>"
         f"<p>This is one stretch of history, one set of symbols and {chosen}. The Sharpe ratio of "

@@ -104,7 +104,9 @@ def test_panel_with_every_later_row_poisoned_keeps_all_earlier_rows(bars, panel)
         factor = pl.when(pl.col("session") > day).then(pl.Series(wild)).otherwise(1.0)
         poisoned = bars.with_columns(
             *(pl.col(name) * factor for name in ("open", "high", "low", "close", "volume")),
-            split=pl.when(pl.col("session") > day).then(3.0).otherwise(pl.col("split")),
+            split=pl.when((pl.col("session") > day) & (pl.col("session").dt.day() == 15))
+            .then(3.0)
+            .otherwise(pl.col("split")),
         )
         other = build_panel(poisoned, FeatureSet.of())
         past = slice(None, t + 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -12,7 +13,7 @@ import torch
 from data_pipeline.errors import BundleError, FoldError
 from data_pipeline.folds import Span
 from envs.backtest import backtest
-from envs.bundle import lstm_last, read_bundle
+from envs.bundle import lstm_last, read_bundle, write_bundle
 from envs.costs import Costs
 from envs.limits import Limits
 
@@ -104,3 +105,13 @@ def test_serve_of_a_bundle_with_a_flipped_byte_exits_2_with_one_line(story, tmp_
     assert done.returncode == 2
     assert "weights.safetensors altered" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.ray
+def test_bundle_of_strided_arrays_comes_back_as_it_was(story, tmp_path):
+    bundle = read_bundle(story.bundle)
+    strided = {name: np.asfortranarray(array) for name, array in bundle.policy.weights.items()}
+    policy = replace(bundle.policy, weights=strided)
+    again = write_bundle(tmp_path / "bundle", bundle.manifest, policy, bundle.golden, {})
+    for name, array in bundle.policy.weights.items():
+        np.testing.assert_array_equal(again.policy.weights[name], array)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import gymnasium as gym
 import numpy as np
 import pytest
-from conftest import TRAIN
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
 from data_pipeline.errors import ConfigError, FoldError
 from data_pipeline.panel import save_panel
 from envs.swing import ENV_ID, SwingEnv, SwingVectorEnv, register
+from product import TRAIN
 
 SHORT = {"episode_sessions": 15}
 

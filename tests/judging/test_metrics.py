@@ -169,8 +169,8 @@ def test_figures_of_any_returns_are_finite(returns: list[float]) -> None:
 
 
 def test_holding_sessions_split_on_sign_and_symbol() -> None:
-    shares = [[5, 0], [3, 0], [-1, 7], [-1, 7], [0, 7], [2, 7]]
-    assert sorted(holding_sessions(ledger_of([100.0] * 6, shares))) == [1, 2, 2, 4]
+    shares = [[5, 7], [3, 7], [-1, 7], [-1, 0], [0, 0], [2, 0]]
+    assert sorted(holding_sessions(ledger_of([100.0] * 6, shares))) == [1, 2, 2, 3]
 
 
 def test_compare_with_itself_is_zero_and_certain() -> None:

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import BIN, ROOT, environment, tiny_settings
 
 from data_pipeline.errors import ConfigError
 from envs.bundle import LstmPolicy
 from envs.contract import ActionKind
+from product import BIN, ROOT, environment, tiny_settings
 from rl.config import RunConfig, load_config
 from rl.judging.export import disagreement
 from rl.learning.network import SwingNet, policy_arrays
@@ -49,9 +49,8 @@ def test_numpy_policy_equals_torch(market, action):
 
 
 def _scaler(market):
-    from conftest import TRAIN
-
     from data_pipeline.scaling import fit_scaler
+    from product import TRAIN
 
     return fit_scaler(market.panel, TRAIN)
 
