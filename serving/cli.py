@@ -82,9 +82,9 @@ def serve(
 
     Example: swing-live serve bundles/first --port 8000
     """
-    from serving.policy import app  # noqa: PLC0415  (loads Ray)
+    from serving.policy import server  # noqa: PLC0415  (loads Ray)
 
-    app.serve(bundle, host, port)
+    server.serve(bundle, host, port)
 
 
 @cli.command()

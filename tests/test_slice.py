@@ -6,7 +6,9 @@ import json
 import socket
 import subprocess
 import sys
+from ipaddress import ip_address
 
+import grpc
 import httpx
 import numpy as np
 import polars as pl
@@ -151,7 +153,7 @@ def test_served_decision_equals_the_backtests(restless, bars, panel, ledger):
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         try:
             url = next(json.loads(line)["url"] for line in server.stdout if line.startswith("{"))
-            _assert_loopback_only(server.pid)
+            _assert_closed_to_strangers(server.pid)
             with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=30) as client:
                 _assert_refusals(client, bars, panel, ledger)
                 info = client.get("/policy/v1/model").json()
@@ -159,7 +161,7 @@ def test_served_decision_equals_the_backtests(restless, bars, panel, ledger):
                 decisions = set()
                 for t in SESSIONS:
                     request = _request(bars, panel, ledger, t, info["history_sessions"])
-                    body = client.post("/policy/v1/decisions", content=request.model_dump_json())
+                    body = client.post("/policy/v1/decisions", json=request.model_dump(mode="json"))
                     assert body.status_code == 200, body.text
                     answer = DecisionResponse.model_validate_json(body.content)
                     assert answer.positions == _decided(ledger, panel, t), panel.sessions[t]
@@ -183,8 +185,16 @@ def _assert_refusals(client: httpx.Client, bars, panel, ledger) -> None:
     assert client.post("/policy/v1/decisions", json=request).status_code == 422
 
 
-def _assert_loopback_only(pid: int) -> None:
+def _assert_closed_to_strangers(pid: int) -> None:
     family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-    listeners = [c.laddr.ip for p in family for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+    listeners = [c.laddr for p in family for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN]
     assert listeners
-    assert {ip for ip in listeners if not ip.startswith("127.") and ip != "::1"} == set()
+    # One port of a Serve replica is open to all by Ray's own code: it must refuse whoever lacks the secret.
+    outer = [address for address in listeners if not ip_address(address.ip.removeprefix("::ffff:")).is_loopback]
+    assert len(outer) <= 1
+    for address in outer:
+        with grpc.insecure_channel(f"127.0.0.1:{address.port}") as channel:
+            call = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
+            with pytest.raises(grpc.RpcError) as refused:
+                call(b"", timeout=10)
+        assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED

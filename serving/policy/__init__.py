@@ -2,4 +2,5 @@
 
 decide      raw bars to target weights, a pure function of request and bundle
 app         the deployment and its routes
+server      the application on this machine
 """

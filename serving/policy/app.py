@@ -1,25 +1,16 @@
 """The Ray Serve application: one bundle behind `/policy/v1`, stateless, with a bearer token.
 
-`build` is the application builder that a Serve config names; `serve` runs it on this machine.
+`build` is the application builder that a Serve config names; `server.serve` runs it on this machine.
 """
 
 # No postponed annotations here: Ray Serve rewrites the signatures of a class's routes, and FastAPI can then
 # no longer resolve annotations that are strings.
 
 import hmac
-import json
 import os
-import signal
-import sys
-import threading
 from pathlib import Path
 from typing import Any
 
-# Read when ray is first imported. Otherwise Ray turns 127.0.0.1 into the machine's outer address (ray#26293).
-if "RAY_ADDRESS" not in os.environ:
-    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-
-import ray
 from fastapi import Depends, FastAPI, Header, HTTPException, Request
 from fastapi.responses import JSONResponse
 from ray import serve as ray_serve
@@ -28,8 +19,6 @@ from data_pipeline.errors import LiveError, SwingError
 from envs.bundle import Bundle, read_bundle
 from serving.contract import PREFIX, TOKEN_VARIABLE, DecisionRequest, DecisionResponse, ModelInfo
 from serving.policy.decide import decide, feature_set_of, model_info
-
-APP_NAME = "swing-policy"
 
 
 def _authorised(authorization: str = Header(default="")) -> None:
@@ -86,35 +75,6 @@ def build(args: dict[str, str]) -> Any:
     bundle = Path(args["bundle"]).resolve()
     feature_set_of(read_bundle(bundle))
     return PolicyServer.bind(str(bundle))  # type: ignore[attr-defined]
-
-
-def serve(bundle: Path, host: str = "127.0.0.1", port: int = 8000) -> None:
-    """Serves `bundle` until SIGINT or SIGTERM; prints one JSON line with the URL when it is ready.
-
-    Raises:
-        BundleError: The bundle does not verify.
-        LiveError: No token in the environment, or the port is taken.
-    """
-    application = build({"bundle": str(bundle)})
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    ray.init(
-        address=os.environ.get("RAY_ADDRESS", "local"),
-        include_dashboard=False,
-        log_to_driver=False,
-        _node_ip_address="127.0.0.1",
-    )
-    try:
-        ray_serve.start(http_options={"host": host, "port": port})
-        ray_serve.run(application, name=APP_NAME, route_prefix="/")
-        sys.stdout.write(json.dumps({"url": f"http://{host}:{port}", "bundle": str(bundle)}) + "\n")
-        sys.stdout.flush()
-        stop.wait()
-    finally:
-        ray_serve.shutdown()
-        ray.shutdown()
 
 
 def _token() -> str:
