@@ -41,6 +41,7 @@ BIN = Path(sys.executable).parent
 def main() -> None:
     """Tells the story from bars to orders."""
     os.chdir(ROOT)
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray's core speaks of its own workings otherwise
     console = Console() if sys.stdout.isatty() else Console(width=110)
     started = time.monotonic()
     shutil.rmtree(OUT, ignore_errors=True)
@@ -159,15 +160,17 @@ def _print_verdict(console: Console, validation: Validation) -> None:
 
 
 def _print_orders(console: Console, report: dict[str, Any]) -> None:
-    console.print(f"decision after {report['session']}, by {report['policy_version']} ({report['verdict']})")
-    table = Table("symbol", "target weight", title=f"executor: {report['state']} (dry run, nothing was sent)")
-    for symbol, weight in (report["weights"] or {}).items():
-        table.add_row(symbol, f"{weight:.1%}")
+    by, on = report["policy_version"], report["session"]
+    orders = {order["symbol"]: order for order in report["orders"]}
+    table = Table("symbol", "target weight", "order", "at about", title=f"Decision after {on}, by {by}")
+    for symbol, weight in report["weights"].items():
+        order = orders.get(symbol)
+        what = f"{order['position_intent'].replace('_', ' ')} {order['shares']:,}" if order else "none"
+        table.add_row(symbol, f"{weight:.1%}", what, f"${order['price']:,.2f}" if order else "")
     console.print(table)
-    for order in report["orders"]:
-        console.print("order:", ", ".join(f"{key} {value}" for key, value in order.items()))
+    console.print(f"executor: {report['state']}, dry run, nothing was sent")
     for reason in report["reasons"]:
-        console.print("note:", reason)
+        console.print("on hold:", reason)
 
 
 if __name__ == "__main__":

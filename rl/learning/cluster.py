@@ -49,8 +49,6 @@ def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator
             )
     except (ConnectionError, RuntimeError) as error:
         raise RunError(f"Ray at {address or 'local'}: {error}; start a head or unset RAY_ADDRESS") from error
-    # RLlib warns of its own deprecated calls on every start.
-    logging.getLogger("ray").setLevel(logging.ERROR)
     try:
         yield
     finally:

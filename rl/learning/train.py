@@ -10,6 +10,7 @@ A run's folder holds
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable
@@ -148,6 +149,7 @@ def _ppo(config: RunConfig, task: dict[str, Any]) -> Any:
 
     from rl.learning.module import SwingModule  # noqa: PLC0415
 
+    logging.getLogger("ray.rllib").setLevel(logging.ERROR)  # it warns of its own deprecated calls
     torch.set_num_threads(1)
     register_env(ENV_NAME, _make_env)
     ppo, amount = config.ppo, config.train
