@@ -192,6 +192,7 @@ def _fit(
     out: Path,
     on_result: Callable[[int, int], None],
 ) -> Iterator[Trial]:
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune would take Ctrl-C for "done" and return half a sweep
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the newer console output ignores verbose=0
     tree, spans = config.tree(), [(fold.name, *fold.train, *fold.judged) for fold in folds]
 
@@ -226,12 +227,17 @@ def _fit(
         ),
     )
     for result in tuner.fit():
-        if result.error is None and result.metrics and "trial" in result.metrics:
-            yield Trial.of(result.metrics["trial"])
-        else:
-            values = dict(result.config or {})
-            message = str(result.error).strip().splitlines()[-1] if result.error else "no result"
-            yield Trial(values=values, config_hash="", folds=(), score=None, error=message)
+        yield _trial_of(result, len(folds))
+
+
+def _trial_of(result: Any, folds: int) -> Trial:
+    trial = Trial.of(result.metrics["trial"]) if "trial" in (result.metrics or {}) else None
+    if trial is not None and result.error is None and len(trial.folds) == folds:
+        return trial
+    done = trial.folds if trial is not None else ()
+    said = str(result.error).strip().splitlines()[-1] if result.error else f"ended after {len(done)} of {folds} folds"
+    values = {path: value for path, value in (result.config or {}).items()}
+    return Trial(values=values, config_hash="", folds=done, score=None, error=said)
 
 
 def count_of(config: RunConfig) -> int:

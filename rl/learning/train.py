@@ -149,7 +149,8 @@ def _ppo(config: RunConfig, task: dict[str, Any]) -> Any:
 
     from rl.learning.module import SwingModule  # noqa: PLC0415
 
-    logging.getLogger("ray.rllib").setLevel(logging.ERROR)  # it warns of its own deprecated calls
+    for name in ("ray", "ray.rllib", "ray.tune"):  # they warn of their own deprecated calls
+        logging.getLogger(name).setLevel(logging.ERROR)
     torch.set_num_threads(1)
     register_env(ENV_NAME, _make_env)
     ppo, amount = config.ppo, config.train
