@@ -174,4 +174,7 @@ def _print_orders(console: Console, report: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted; `make demo` starts afresh") from None

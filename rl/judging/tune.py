@@ -236,8 +236,7 @@ def _trial_of(result: Any, folds: int) -> Trial:
         return trial
     done = trial.folds if trial is not None else ()
     said = str(result.error).strip().splitlines()[-1] if result.error else f"ended after {len(done)} of {folds} folds"
-    values = {path: value for path, value in (result.config or {}).items()}
-    return Trial(values=values, config_hash="", folds=done, score=None, error=said)
+    return Trial(values=dict(result.config or {}), config_hash="", folds=done, score=None, error=said)
 
 
 def count_of(config: RunConfig) -> int:

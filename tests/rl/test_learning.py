@@ -120,3 +120,26 @@ def test_train_killed_and_resumed_continues_where_it_was(command, tmp_path):
     assert lines[-1]["iteration"] == 10
     assert not restarts or lines[restarts[0]]["iteration"] > 2
     assert (out / "weights.safetensors").is_file()
+
+
+@pytest.mark.ray
+def test_tune_interrupted_stops_at_once_and_leaves_no_half_sweep(tmp_path):
+    config, out = tmp_path / "sweep.yaml", tmp_path / "sweep"
+    settings = tiny_settings(tmp_path)
+    settings["train"] = {"steps": 10_000_000, "envs_per_runner": 32}
+    config.write_text(yaml.safe_dump(settings))
+    command = [sys.executable, str(ROOT / "scripts" / "contained.py"), "--", str(BIN / "swing-rl"), "tune"]
+    with subprocess.Popen(
+        [*command, "--config", str(config), "--out", str(out), "--json"],
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as sweep:
+        limit = time.monotonic() + 120
+        while not list(out.glob("trials/*/fold-1/progress.jsonl")) and time.monotonic() < limit:
+            assert sweep.poll() is None
+            time.sleep(0.05)
+        sweep.send_signal(signal.SIGINT)
+        assert sweep.wait(60) == 130
+    assert list(out.glob("trials/*/fold-1/progress.jsonl"))
+    assert not (out / "sweep.json").exists()
