@@ -7,6 +7,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 NAMES = ("simulator",)
@@ -26,7 +27,7 @@ def main() -> None:
     (ROOT / "docs" / "performance.md").write_text(_page(results), encoding="utf-8")
 
 
-def _page(results: list[dict[str, object]]) -> str:
+def _page(results: list[dict[str, Any]]) -> str:
     lines = ["# Performance", "", "Written by `make bench`; medians, and the machine they were measured on.", ""]
     for result in results:
         lines += [
@@ -36,9 +37,9 @@ def _page(results: list[dict[str, object]]) -> str:
             "",
         ]
         lines += ["| figure | median | unit |", "|---|---:|---|"]
-        lines += [f"| {k} | {f['median']:,.0f} | {f['unit']} |" for k, f in result["figures"].items()]  # type: ignore[attr-defined]
-        lines += [f"| {k} | {ratio:.2f} | ratio |" for k, ratio in result["ratios"].items()]  # type: ignore[attr-defined]
-        lines += ["", *(f"Skipped: {peer}, {why}." for peer, why in result["skipped"].items()), ""]  # type: ignore[attr-defined]
+        lines += [f"| {k} | {f['median']:,.0f} | {f['unit']} |" for k, f in result["figures"].items()]
+        lines += [f"| {k} | {ratio:.2f} | ratio |" for k, ratio in result["ratios"].items()]
+        lines += ["", *(f"Skipped: {peer}, {why}." for peer, why in result["skipped"].items()), ""]
     return "\n".join(lines)
 
 
