@@ -3,7 +3,7 @@
 errors      the tree of errors that people may meet
 config      frozen, strict settings; YAML in, errors that name the dotted path
 schema      the one shape of a bars table, and its check
-bars        sources of bars behind one interface
+sources/    where bars come from, behind one interface
 sessions    the exchange calendar
 store       immutable Parquet snapshots with a manifest of content hashes
 features    declared, causal, scale-free features

@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import date
 from pathlib import Path
 
-from data_pipeline.bars import source_of
 from data_pipeline.config import Config
 from data_pipeline.features import FeatureSet
 from data_pipeline.panel import build_panel, save_panel
+from data_pipeline.sources.source import source_of
 from data_pipeline.store import Snapshot, Store
 
 

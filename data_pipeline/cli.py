@@ -10,11 +10,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from data_pipeline.bars import source_of
 from data_pipeline.build import DataConfig, build, fetch
 from data_pipeline.config import read_yaml, with_overrides
 from data_pipeline.errors import one_line_errors
 from data_pipeline.panel import open_panel
+from data_pipeline.sources.source import source_of
 from data_pipeline.store import Store
 
 app = typer.Typer(

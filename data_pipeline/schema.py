@@ -14,10 +14,15 @@ A bars table is a polars frame with one row per symbol and session, sorted by sy
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import date
+from typing import Literal
+
 import polars as pl
 
-from data_pipeline.errors import BarsError
+from data_pipeline.errors import BarsError, UnknownSymbolError
 
+Timeframe = Literal["1Day", "1Hour", "5Min"]
 PRICES = ("open", "high", "low", "close")
 COLUMNS: dict[str, pl.DataType] = {
     "symbol": pl.String(),
@@ -80,6 +85,30 @@ def checked(frame: pl.DataFrame, source: str) -> pl.DataFrame:
     crossed = (pl.col("high") < body[0]) | (pl.col("low") > body[1])
     _refuse(bars, crossed, "high or low that does not bracket open and close", source)
     return bars.sort("symbol", "session")
+
+
+def selected(
+    bars: pl.DataFrame, symbols: Sequence[str] | None, start: date | None, end: date | None, source: str
+) -> pl.DataFrame:
+    """Returns the bars of `symbols` (None: all) from `start` to `end`, both included.
+
+    Raises:
+        UnknownSymbolError: A symbol without bars.
+        BarsError: Nothing is left.
+    """
+    if symbols is not None:
+        held = bars["symbol"].unique().sort().to_list()
+        unknown = sorted(set(symbols) - set(held))
+        if unknown:
+            raise UnknownSymbolError(f"{source}: no bars for {', '.join(unknown)}; it holds {', '.join(held)}")
+        bars = bars.filter(pl.col("symbol").is_in(list(symbols)))
+    if start is not None:
+        bars = bars.filter(pl.col("session") >= start)
+    if end is not None:
+        bars = bars.filter(pl.col("session") <= end)
+    if bars.is_empty():
+        raise BarsError(f"{source}: no bars between {start} and {end}")
+    return bars
 
 
 def _refuse(bars: pl.DataFrame, condition: pl.Expr, what: str, source: str) -> None:

@@ -180,7 +180,7 @@ def fake_broker(
 
     Example: swing-live fake-broker --now 2012-06-15T10:00 --cash 50000 --position AAPL=20 --port 8100
     """
-    from data_pipeline.bars import source_of  # noqa: PLC0415
+    from data_pipeline.sources.source import source_of  # noqa: PLC0415
     from serving import fake_broker as fake  # noqa: PLC0415  (loads FastAPI)
 
     broker = fake.FakeBroker(source_of(bars), _moment(now), cash, dict(_holding(item) for item in position or []))
@@ -210,7 +210,7 @@ def _settings(
 @contextmanager
 def _pass(settings: ExecutorConfig) -> Iterator[Callable[[], CycleReport]]:
     """Yields a function that does one pass."""
-    from data_pipeline.bars import source_of  # noqa: PLC0415
+    from data_pipeline.sources.source import source_of  # noqa: PLC0415
     from serving.executor.broker import Broker  # noqa: PLC0415  (loads alpaca-py)
     from serving.executor.config import Credentials  # noqa: PLC0415
     from serving.executor.cycle import cycle as one_pass  # noqa: PLC0415

@@ -30,8 +30,8 @@ from fastapi.responses import JSONResponse
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from starlette.types import Receive, Scope, Send
 
-from data_pipeline.bars import BarSource
 from data_pipeline.errors import LiveError
+from data_pipeline.sources.source import BarSource
 
 NEW_YORK = ZoneInfo("America/New_York")
 _NAMES = uuid.UUID("5f3c6d6e-6a43-4b58-9f0b-2d6c1f0a9b11")

@@ -11,10 +11,10 @@ import polars as pl
 import pytest
 import yaml
 
-from data_pipeline.bars import BundledBars
 from data_pipeline.features import FeatureSet
 from data_pipeline.panel import Panel, build_panel
 from data_pipeline.scaling import fit_scaler
+from data_pipeline.sources.bundled import BundledBars
 from envs.market import Market
 from product import BIN, ROOT, TRAIN, Story, environment, tiny_settings
 

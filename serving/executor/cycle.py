@@ -20,8 +20,8 @@ from typing import Literal
 import polars as pl
 from pydantic import BaseModel, ConfigDict
 
-from data_pipeline.bars import BarSource
 from data_pipeline.errors import SwingError
+from data_pipeline.sources.source import BarSource
 from serving.contract import DecisionRequest, DecisionResponse, Holding, ModelInfo, SymbolBars
 from serving.executor import gates
 from serving.executor.broker import (

@@ -10,11 +10,13 @@ import polars as pl
 import pytest
 from bokeh_sampledata.stocks import data as published
 
-from data_pipeline.bars import BundledBars, FileBars, source_of
 from data_pipeline.errors import BarsError, ConfigError, UnknownSymbolError
 from data_pipeline.features import with_adjusted
 from data_pipeline.schema import checked
 from data_pipeline.sessions import next_session, sessions_between
+from data_pipeline.sources.bundled import BundledBars
+from data_pipeline.sources.files import FileBars
+from data_pipeline.sources.source import source_of
 
 
 def test_bundled_bars_adjusted_by_their_actions_give_the_published_total_return(bars):

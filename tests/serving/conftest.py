@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from desk import SECRETS, TODAY_AT_TEN, Desk, FakePolicy, flat_bars, served
 
-from data_pipeline.bars import FileBars
+from data_pipeline.sources.files import FileBars
 from serving import fake_broker
 
 

@@ -18,8 +18,8 @@ import polars as pl
 import uvicorn
 from fastapi import FastAPI, Request, Response
 
-from data_pipeline.bars import FileBars
 from data_pipeline.sessions import sessions_between
+from data_pipeline.sources.files import FileBars
 from serving.contract import PREFIX, DecisionRequest
 
 with warnings.catch_warnings():

@@ -16,8 +16,8 @@ import jsonschema
 import pytest
 from desk import NEW_YORK, TODAY_AT_TEN, Desk, flat_bars, order_of
 
-from data_pipeline.bars import FileBars
 from data_pipeline.errors import LiveError
+from data_pipeline.sources.files import FileBars
 from serving.fake_broker import FakeBroker
 
 # exchange_calendars reads a pandas property that pandas 3.1 deprecates.
