@@ -9,8 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from benchmarks.shape import shown
+
 ROOT = Path(__file__).parents[1]
-NAMES = ("simulator",)
+NAMES = ("features", "simulator")
 
 
 def main() -> None:
@@ -37,7 +39,7 @@ def _page(results: list[dict[str, Any]]) -> str:
             "",
         ]
         lines += ["| figure | median | unit |", "|---|---:|---|"]
-        lines += [f"| {k} | {f['median']:,.0f} | {f['unit']} |" for k, f in result["figures"].items()]
+        lines += [f"| {k} | {shown(f['median'])} | {f['unit']} |" for k, f in result["figures"].items()]
         lines += [f"| {k} | {ratio:.2f} | ratio |" for k, ratio in result["ratios"].items()]
         lines += ["", *(f"Skipped: {peer}, {why}." for peer, why in result["skipped"].items()), ""]
     return "\n".join(lines)

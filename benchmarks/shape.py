@@ -58,7 +58,7 @@ def publish(
     """Prints the table and, where asked for, the JSON object."""
     table = Table("figure", "median", "min", "max", "unit", title=name)
     for key, figure in figures.items():
-        table.add_row(key, *(f"{figure[part]:,.0f}" for part in ("median", "min", "max")), figure["unit"])
+        table.add_row(key, *(shown(figure[part]) for part in ("median", "min", "max")), figure["unit"])
     for key, ratio in ratios.items():
         table.add_row(key, f"{ratio:.2f}", "", "", "ratio")
     for peer, reason in skipped.items():
@@ -77,6 +77,11 @@ def publish(
         print(json.dumps(result))
     elif options.json:
         Path(options.json).write_text(json.dumps(result, indent=1), encoding="utf-8")
+
+
+def shown(value: float) -> str:
+    """Returns a figure as people read it: whole when large, two decimals when small."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2f}"
 
 
 def _machine() -> dict[str, Any]:

@@ -1,15 +1,25 @@
 """Bars to panels: everything that is seen, causal and versioned.
 
-errors      the tree of errors that people may meet
-config      frozen, strict settings; YAML in, errors that name the dotted path
-schema      the one shape of a bars table, and its check
-sources/    where bars come from, behind one interface
-sessions    the exchange calendar
-store       immutable Parquet snapshots with a manifest of content hashes
-features    declared, causal, scale-free features
-panel       dense [session, symbol, feature] arrays, memory-mapped
-scaling     robust scaler fitted on training sessions
-build       source to snapshot to panel in one call
-folds       walk-forward splits with purge
-cli         the `swing-data` command
+errors       the tree of errors that people may meet
+config       frozen, strict settings; YAML in, errors that name the dotted path
+sessions     the exchange calendar and its bells
+schema       the one shape of a daily bars table, and its check
+intraday     the same within sessions; longer bars made of shorter ones
+sources/     where bars come from, behind one interface
+alpaca_http  patient reading from Alpaca
+quality      findings in bars, by severity
+store        immutable Parquet snapshots with a manifest of content hashes
+blobs        where a store keeps its bytes: folders, buckets
+adjusted     total-return adjusted bars of one symbol
+indicators   causal, scale-free functions of bars
+features     declared features and ordered sets of them
+compute      features of one symbol, block by block
+panel        dense [session, symbol, feature] arrays, memory-mapped
+build        source to snapshot to panel in one call
+folds        walk-forward and combinatorial splits with purge
+scaling      robust scaler fitted on training sessions
+audit        poisons the future and names what moved
+story        what a snapshot holds, as data and tables
+draw         a page with a symbol's bars and features
+cli          the `swing-data` command
 """

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -109,9 +110,10 @@ def _lines(cls: type[BaseModel], error: ValidationError) -> Iterable[str]:
         path = ".".join(str(part) for part in item["loc"]) or "(top level)"
         if item["type"] == "extra_forbidden":
             known = ", ".join(_keys_at(cls, item["loc"][:-1]))
-            yield f"unknown key {path!r} (known here: {known})"
+            yield f"unknown key {path!r}" + (f" (known here: {known})" if known else "")
         else:
-            yield f"{path} = {item['input']!r}: {item['msg']}"
+            value = re.sub(r"//[^/@\s]+@", "//***@", repr(item["input"]))  # a password in a URL
+            yield f"{path} = {value}: {item['msg']}"
 
 
 def _keys_at(cls: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:

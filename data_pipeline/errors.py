@@ -5,6 +5,7 @@ SwingError            every message says what was wrong, where, and what to do
 ├── BarsError         a bars table is not fit for use
 ├── UnknownSymbolError  a symbol that the source or panel does not hold
 ├── StoreError        a snapshot or panel is absent, torn or altered
+├── AlpacaError       Alpaca cannot be reached, refuses, or answers what cannot be understood
 ├── FoldError         the history cannot be split as asked
 ├── BundleError       a policy bundle is absent, altered or does not fit
 ├── RunError          a training run or sweep cannot start, continue or be read
@@ -40,6 +41,10 @@ class UnknownSymbolError(SwingError):
 
 class StoreError(SwingError):
     """A snapshot or panel is absent, torn or altered."""
+
+
+class AlpacaError(SwingError):
+    """Alpaca cannot be reached, refuses, or answers what cannot be understood."""
 
 
 class FoldError(SwingError):

@@ -1,151 +1,130 @@
-"""Declared, causal, scale-free features of one symbol's daily bars.
+"""Declared features: an indicator, a window and a timeframe under one name, and ordered sets of them.
 
-A feature at session t uses bars up to and including the close of t, from total-return adjusted prices.
-None depends on the price level, so the arbitrary scale of adjusted prices drops out. Exponential
-indicators remember for ever; `look_back` is where what is forgotten falls below 1e-9, so a request that
-carries that many earlier sessions gives the value that the full history gives.
+A name is the indicator's pattern with its window, after an optional timeframe: `rsi_14`, `week.return_4`,
+`hour.sma_20_distance`. A set is YAML; its schema hash travels to the bundle, and a bundle is served only by
+code that computes the same.
 
+A feature at session t uses bars that are closed at the close of t, from total-return adjusted prices.
 Missing values: NaN during warm-up, never filled.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import re
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cache, cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
-import polars as pl
-import talib
 
-from data_pipeline.config import canonical_json
-from data_pipeline.errors import BarsError, ConfigError
+from data_pipeline.adjusted import Bars, Column
+from data_pipeline.config import canonical_json, read_yaml
+from data_pipeline.errors import ConfigError
+from data_pipeline.indicators import INDICATORS, Indicator
 
-Column = npt.NDArray[np.float64]
+FeatureTimeframe = Literal["day", "week", "hour", "5min"]
+INTRADAY: tuple[FeatureTimeframe, ...] = ("hour", "5min")
+# Bars that a short exchange session holds; a longest look-back in sessions follows from it.
+_BARS_PER_SESSION = {"day": 1.0, "week": 1 / 5, "hour": 4.0, "5min": 42.0}
+_TIMEFRAMES: dict[str, FeatureTimeframe] = {timeframe: timeframe for timeframe in get_args(FeatureTimeframe)}
+_DAY_ONLY = ("market", "breadth", "session")
 
+DAILY_MEMORY_SESSIONS = 640
+"""Sessions of daily bars that precede a value at most; no feature may remember longer."""
+INTRADAY_MEMORY_SESSIONS = 120
+"""The same for intraday bars."""
+BLOCK_SESSIONS = 2520
+"""Values of one block of exchange sessions are computed from the same first bar.
 
-class Adjusted(NamedTuple):
-    """Adjusted bars of one symbol, oldest first, `[T]` each; volume is in shares of the first session."""
-
-    open: Column
-    high: Column
-    low: Column
-    close: Column
-    volume: Column
+So a value depends on the bars of at most its block and the memory before it, and adding a session to a
+panel recomputes one block, bit for bit as building everything again would.
+"""
 
 
 @dataclass(frozen=True)
 class Feature:
-    """A named function from adjusted bars to one column.
+    """An indicator of one timeframe's bars.
 
     Attributes:
         name: Unique; part of the schema hash.
-        look_back: Sessions before t beyond which nothing changes the value by more than 1e-9.
-        compute: `Adjusted` to `[T]`, NaN during warm-up.
+        timeframe: Of the bars.
+        indicator: What is computed.
+        window: Its n, in bars; 0 where it has none.
     """
 
     name: str
-    look_back: int
-    compute: Callable[[Adjusted], Column]
+    timeframe: FeatureTimeframe
+    indicator: Indicator
+    window: int
+
+    @property
+    def group(self) -> str:
+        """Family, for choosing and for ablation."""
+        return self.indicator.group if self.timeframe == "day" else f"{self.timeframe} {self.indicator.group}"
+
+    @cached_property
+    def warm_up(self) -> int:
+        """Bars before the first value."""
+        return self.indicator.warm_up(self.window)
+
+    @cached_property
+    def look_back(self) -> int:
+        """Sessions before t beyond which nothing changes the value by more than 1e-9."""
+        bars = (self.indicator.memory or self.indicator.warm_up)(self.window)
+        return bars if self.timeframe == "day" else int(np.ceil((bars + 1) / _BARS_PER_SESSION[self.timeframe]))
+
+    def compute(self, bars: Bars) -> Column:
+        """Returns the values at bars of the feature's own timeframe, `[T]`, NaN during warm-up."""
+        if len(bars) <= self.warm_up:
+            return np.full(len(bars), np.nan)
+        values = self.indicator.compute(bars, self.window)
+        if not values.flags.writeable:
+            values = values.copy()
+        if self.indicator.neutral is not None:
+            np.copyto(values, self.indicator.neutral, where=np.isnan(values))
+        values[: self.warm_up] = np.nan
+        return values
 
 
-def _exponential(decay: float) -> int:
-    """Sessions until a weight that decays by this factor a session is below 1e-9."""
-    return int(np.ceil(np.log(1e-9) / np.log(decay)))
+@cache
+def feature(name: str) -> Feature:
+    """Returns the feature of that name.
+
+    Raises:
+        ConfigError: No indicator has this name, its window does not fit, or it would remember too long.
+    """
+    prefix, dot, rest = name.rpartition(".")
+    timeframe = _TIMEFRAMES.get(prefix if dot else "day")
+    if timeframe is None:
+        raise ConfigError(
+            f"feature {name!r}: unknown timeframe {prefix!r}; choose from week, hour, 5min, or none (daily)"
+        )
+    indicator, window = _parsed(name, rest)
+    needless = timeframe != "day" and set(indicator.inputs) & set(_DAY_ONLY)
+    if needless or (indicator.group == "session" and timeframe not in INTRADAY):
+        raise ConfigError(f"feature {name!r}: {indicator.pattern} does not exist on {timeframe} bars; choose another")
+    found = Feature(name, timeframe, indicator, window)
+    longest = INTRADAY_MEMORY_SESSIONS if timeframe in INTRADAY else DAILY_MEMORY_SESSIONS
+    if found.look_back > longest:
+        raise ConfigError(
+            f"feature {name!r} remembers {found.look_back} sessions, more than {longest}; give a shorter window"
+        )
+    return found
 
 
-def _log_return(sessions: int) -> Callable[[Adjusted], Column]:
-    def compute(bars: Adjusted) -> Column:
-        past = np.full_like(bars.close, np.nan)
-        past[sessions:] = bars.close[:-sessions]
-        return np.log(bars.close / past)
-
-    return compute
-
-
-def _sma_distance(sessions: int) -> Callable[[Adjusted], Column]:
-    return lambda bars: bars.close / talib.SMA(bars.close, sessions) - 1.0
-
-
-def _ema_distance(sessions: int) -> Callable[[Adjusted], Column]:
-    return lambda bars: bars.close / talib.EMA(bars.close, sessions) - 1.0
-
-
-def _rsi(bars: Adjusted) -> Column:
-    return talib.RSI(bars.close, 14) / 50.0 - 1.0
-
-
-def _macd_histogram(bars: Adjusted) -> Column:
-    return talib.MACD(bars.close, 12, 26, 9)[2] / bars.close
-
-
-def _atr(bars: Adjusted) -> Column:
-    return talib.ATR(bars.high, bars.low, bars.close, 14) / bars.close
-
-
-def _bollinger_width(bars: Adjusted) -> Column:
-    upper, middle, lower = talib.BBANDS(bars.close, 20, 2, 2)
-    return (upper - lower) / middle
-
-
-def _bollinger_position(bars: Adjusted) -> Column:
-    upper, _, lower = talib.BBANDS(bars.close, 20, 2, 2)
-    return _ratio(bars.close - lower, upper - lower, otherwise=0.5)
-
-
-def _realised_volatility(bars: Adjusted) -> Column:
-    returns = _log_return(1)(bars)
-    result = np.full_like(returns, np.nan)
-    result[1:] = talib.STDDEV(returns[1:], 20)
-    return result
-
-
-def _relative_volume(bars: Adjusted) -> Column:
-    return np.log1p(_ratio(bars.volume, talib.SMA(bars.volume, 20), otherwise=0.0))
-
-
-def _on_balance_slope(bars: Adjusted) -> Column:
-    """Change of on-balance volume over 20 sessions, as a share of the volume traded in them."""
-    signed = np.sign(np.diff(bars.close, prepend=bars.close[0])) * bars.volume
-    return _ratio(talib.SUM(signed, 20), talib.SUM(bars.volume, 20), otherwise=0.0)
-
-
-def _drawdown(bars: Adjusted) -> Column:
-    return bars.close / talib.MAX(bars.close, 60) - 1.0
-
-
-def _close_in_range(bars: Adjusted) -> Column:
-    return _ratio(bars.close - bars.low, bars.high - bars.low, otherwise=0.5)
-
-
-def _ratio(numerator: Column, denominator: Column, otherwise: float) -> Column:
-    """Quotient, `otherwise` where the denominator is not above zero; NaN stays NaN."""
-    safe = np.where(denominator > 0, denominator, 1.0)
-    quotient = np.where(denominator > 0, numerator / safe, otherwise)
-    return np.where(np.isnan(denominator) | np.isnan(numerator), np.nan, quotient)
-
-
-_ALL = (
-    Feature("return_1", 1, _log_return(1)),
-    Feature("return_5", 5, _log_return(5)),
-    Feature("return_20", 20, _log_return(20)),
-    Feature("sma_10_distance", 10, _sma_distance(10)),
-    Feature("sma_50_distance", 50, _sma_distance(50)),
-    Feature("ema_20_distance", 20 + _exponential(19 / 21), _ema_distance(20)),
-    Feature("rsi_14", 14 + _exponential(13 / 14), _rsi),
-    Feature("macd_histogram", 35 + _exponential(25 / 27), _macd_histogram),
-    Feature("atr_14", 14 + _exponential(13 / 14), _atr),
-    Feature("bollinger_width_20", 20, _bollinger_width),
-    Feature("bollinger_position_20", 20, _bollinger_position),
-    Feature("realised_volatility_20", 21, _realised_volatility),
-    Feature("relative_volume_20", 20, _relative_volume),
-    Feature("on_balance_slope_20", 21, _on_balance_slope),
-    Feature("drawdown_60", 60, _drawdown),
-    Feature("close_in_range", 1, _close_in_range),
-)
-FEATURES: dict[str, Feature] = {feature.name: feature for feature in _ALL}
+def _parsed(name: str, rest: str) -> tuple[Indicator, int]:
+    for indicator in INDICATORS:
+        match = re.fullmatch(re.escape(indicator.pattern).replace(r"\{n\}", "([0-9]{1,4})"), rest)
+        if match is not None:
+            window = int(match[1]) if match.groups() else 0
+            if match.groups() and window < (1 if indicator.pattern in ("return_{n}", "roc_{n}") else 2):
+                raise ConfigError(f"feature {name!r}: a window of {window} is too short; give at least 2")
+            return indicator, window
+    known = ", ".join(indicator.pattern for indicator in INDICATORS)
+    raise ConfigError(f"feature {name!r} is unknown; with n a number of bars, choose from {known}")
 
 
 @dataclass(frozen=True)
@@ -155,20 +134,18 @@ class FeatureSet:
     features: tuple[Feature, ...]
 
     @classmethod
-    def of(cls, names: tuple[str, ...] | None = None) -> FeatureSet:
-        """Returns the set of these features (None: all).
+    def of(cls, chosen: tuple[str, ...] | Path | None = None) -> FeatureSet:
+        """Returns the set of these names, of a YAML file, or the default set (None).
 
         Raises:
-            ConfigError: A name is unknown or given twice.
+            ConfigError: A name is unknown or given twice, or the file is no mapping of groups to names.
         """
-        chosen = tuple(FEATURES) if names is None else names
-        unknown = [name for name in chosen if name not in FEATURES]
-        if unknown or len(set(chosen)) != len(chosen) or not chosen:
-            raise ConfigError(
-                f"features {', '.join(unknown or chosen) or '(none)'}: unknown or given twice; "
-                f"choose from {', '.join(FEATURES)}"
-            )
-        return cls(tuple(FEATURES[name] for name in chosen))
+        if not isinstance(chosen, tuple):
+            chosen = _names_in(chosen)
+        twice = sorted({name for name in chosen if chosen.count(name) > 1})
+        if twice or not chosen:
+            raise ConfigError(f"features {', '.join(twice) or '(none)'}: name each feature once, and at least one")
+        return cls(tuple(feature(name) for name in chosen))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -181,49 +158,35 @@ class FeatureSet:
         return max(feature.look_back for feature in self.features)
 
     @property
+    def timeframes(self) -> frozenset[FeatureTimeframe]:
+        """Timeframes of the bars that are read."""
+        return frozenset(feature.timeframe for feature in self.features)
+
+    @property
+    def needs_intraday(self) -> bool:
+        """Whether 5-minute bars are needed beside the daily ones."""
+        return not self.timeframes.isdisjoint(INTRADAY)
+
+    @property
     def schema_hash(self) -> str:
-        """sha256 of what a value means: names, order, look-backs, and the bars they are computed from."""
+        """sha256 of what a value means: names, order, inputs, look-backs, and how the bars are cut."""
         meaning = {
-            "features": [[feature.name, feature.look_back] for feature in self.features],
-            "bars": "1Day, total-return adjusted, as of the close",
-            "version": 1,
+            "features": [
+                [f.name, f.timeframe, list(f.indicator.inputs), f.look_back, f.indicator.neutral] for f in self.features
+            ],
+            "bars": "total-return adjusted, as of the close",
+            "blocks": [BLOCK_SESSIONS, DAILY_MEMORY_SESSIONS, INTRADAY_MEMORY_SESSIONS],
+            "version": 2,
         }
         return hashlib.sha256(canonical_json(meaning)).hexdigest()
 
-    def compute(self, bars: Adjusted) -> npt.NDArray[np.float32]:
-        """Returns the features of one symbol, `[T, F]` float32, NaN during warm-up."""
-        return np.column_stack([feature.compute(bars) for feature in self.features]).astype(np.float32)
 
-
-def with_adjusted(bars: pl.DataFrame) -> pl.DataFrame:
-    """Returns checked bars with `factor` added: raw price × factor is the total-return adjusted price.
-
-    The factor is 1 on a symbol's first session and grows forward with every split and dividend, so later
-    events never rewrite earlier adjusted prices.
-
-    Raises:
-        BarsError: A dividend as large as the price it is paid from.
-    """
-    before = pl.col("close").shift(1).over("symbol")
-    paid = (pl.col("dividend") * pl.col("split") / before).fill_null(0.0)
-    result = bars.with_columns(paid.alias("paid"))
-    impossible = result.filter(pl.col("paid") >= 1.0)
-    if not impossible.is_empty():
-        row = impossible.row(0, named=True)
-        raise BarsError(
-            f"{row['symbol']} {row['session']}: dividend {row['dividend']} is as large as the price before it; "
-            "give dividends in USD per post-split share"
-        )
-    growth = pl.when(before.is_null()).then(1.0).otherwise(pl.col("split") / (1.0 - pl.col("paid")))
-    return result.with_columns(growth.cum_prod().over("symbol").alias("factor")).drop("paid")
-
-
-def adjusted_columns(symbol_bars: pl.DataFrame) -> Adjusted:
-    """Returns the adjusted columns of one symbol's bars, which must carry `factor`."""
-    factor = symbol_bars["factor"].to_numpy()
-
-    def price(name: str) -> Column:
-        return np.ascontiguousarray(symbol_bars[name].to_numpy() * factor)
-
-    volume = symbol_bars["volume"].to_numpy() / factor
-    return Adjusted(price("open"), price("high"), price("low"), price("close"), volume)
+def _names_in(path: Path | None) -> tuple[str, ...]:
+    with resources.as_file(resources.files("data_pipeline") / "default_features.yaml") as default:
+        tree: dict[str, Any] = read_yaml(path or default)
+    names = []
+    for group, members in tree.items():
+        if not isinstance(members, list) or not all(isinstance(member, str) for member in members):
+            raise ConfigError(f"{path}: {group}: holds {members!r}; a list of feature names is wanted")
+        names.extend(members)
+    return tuple(names)

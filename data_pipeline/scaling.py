@@ -20,7 +20,7 @@ class Scaler(Config):
     median: tuple[float, ...]
     """Subtracted, one number per feature."""
     spread: tuple[Annotated[float, Field(gt=0)], ...]
-    """Divided by: the interquartile range."""
+    """Divided by: the interquartile range, or 1 where that is 0."""
     clip: Annotated[float, Field(gt=0)] = 5.0
     """Scaled values are clipped to ± this."""
 
@@ -37,11 +37,14 @@ def fit_scaler(panel: Panel, span: Span) -> Scaler:
         FoldError: No cell of the span is ready.
     """
     rows = slice(span.start, span.stop)
-    cells = panel.features[rows][panel.ready[rows]].astype(np.float64)
-    if not len(cells):
+    features, ready = panel.features[rows], panel.ready[rows]
+    if not ready.any():
         raise FoldError(
-            f"no symbol has complete features between sessions {span.start} and {span.stop}; start the fold later"
+            f"no symbol has complete features between {panel.sessions[span.start]} and "
+            f"{panel.sessions[span.stop - 1]}; start the fold later"
         )
-    low, median, high = np.percentile(cells, [25, 50, 75], axis=0)
-    spread = np.where(high - low > 1e-12, high - low, 1.0)  # a constant feature scales to 0
+    # One feature at a time: the cells of a wide panel would take gigabytes as float64.
+    columns = (features[..., f][ready].astype(np.float64) for f in range(features.shape[-1]))
+    low, median, high = np.array([np.percentile(cells, [25, 50, 75]) for cells in columns]).T
+    spread = np.where(high - low > 1e-12, high - low, 1.0)  # a flag that rarely changes keeps its unit
     return Scaler(median=tuple(median.tolist()), spread=tuple(spread.tolist()))

@@ -10,20 +10,26 @@ A bars table is a polars frame with one row per symbol and session, sorted by sy
 | volume | Float64 | raw shares traded; 0 on a halted session |
 | split | Float64 | shares that one share of yesterday became before this session's open; 1 = none |
 | dividend | Float64 | USD per (post-split) share that went ex before this session's open; 0 = none |
+
+`row_checks` declares what is wrong with a row; `checked` refuses on it, `quality.findings` counts by it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import date
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import polars as pl
 
 from data_pipeline.errors import BarsError, UnknownSymbolError
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 Timeframe = Literal["1Day", "1Hour", "5Min"]
 PRICES = ("open", "high", "low", "close")
+NO_ACTION = {"split": 1.0, "dividend": 0.0}
 COLUMNS: dict[str, pl.DataType] = {
     "symbol": pl.String(),
     "session": pl.Date(),
@@ -31,18 +37,80 @@ COLUMNS: dict[str, pl.DataType] = {
 }
 
 
-def conform(frame: pl.DataFrame, source: str) -> pl.DataFrame:
+class RowCheck(NamedTuple):
+    """A defect that can be seen in a row, or in a row and the one before it of the same symbol.
+
+    Attributes:
+        name: As findings call it.
+        what: As an error says it.
+        bad: True on the rows that have it.
+        remedy: What to do about them.
+    """
+
+    name: str
+    what: str
+    bad: pl.Expr
+    remedy: str
+
+
+def value_checks(time: str, numbers: Sequence[str]) -> tuple[RowCheck, ...]:
+    """Returns what may be wrong inside a row, in order of mention.
+
+    Args:
+        time: Name of the column that tells a symbol's rows apart.
+        numbers: The Float64 columns: OHLC and volume, and split and dividend where the table has them.
+    """
+    mend = "mend or drop these rows"
+    unusable = pl.any_horizontal(pl.col(n).is_null() | ~pl.col(n).is_finite() for n in numbers)
+    body = (pl.max_horizontal("open", "close"), pl.min_horizontal("open", "close"))
+    crossed = (pl.col("high") < body[0]) | (pl.col("low") > body[1])
+    checks = (
+        RowCheck("key", f"empty symbol or {time}", pl.any_horizontal(pl.col("symbol", time).is_null()), mend),
+        RowCheck("value", "missing, NaN or infinite value", unusable, mend),
+        RowCheck("price", "price at or below zero", pl.any_horizontal(pl.col(n) <= 0 for n in PRICES), mend),
+        RowCheck("volume", "negative volume", pl.col("volume") < 0, mend),
+        RowCheck("range", "high or low that does not bracket open and close", crossed, mend),
+    )
+    if "split" not in numbers:
+        return checks
+    impossible = (pl.col("split") <= 0) | (pl.col("dividend") < 0)
+    return (*checks, RowCheck("action", "impossible split or dividend", impossible, "give 1 and 0 where there is none"))
+
+
+def order_checks(time: str) -> tuple[RowCheck, ...]:
+    """Returns what may be wrong between a row and the one before it of the same symbol; see `in_order`."""
+    before = pl.col(time).shift(1).over("symbol")
+    return (
+        RowCheck("order", f"{time} earlier than the row before it", pl.col(time) < before, f"sort by {time}"),
+        RowCheck("duplicate", f"duplicate {time}", pl.col(time) == before, "keep one row of each"),
+    )
+
+
+def in_order(bars: pl.DataFrame, time: str = "session") -> bool:
+    """Returns True if the rows ascend strictly by symbol, then time: several times quicker than `order_checks`."""
+    symbol, at = pl.col("symbol"), pl.col(time)
+    ascends = (symbol > symbol.shift(1)) | ((symbol == symbol.shift(1)) & (at > at.shift(1)))
+    return bool(bars.select(ascends.slice(1).all(ignore_nulls=False)).item())
+
+
+NUMBERS = tuple(name for name, dtype in COLUMNS.items() if dtype == pl.Float64())
+ROW_CHECKS = value_checks("session", NUMBERS)
+ORDER_CHECKS = order_checks("session")
+
+
+def conform(frame: pl.DataFrame | pd.DataFrame, source: str) -> pl.DataFrame:
     """Returns `frame` with exactly the bars columns and types; corporate actions default to none.
 
     Args:
-        frame: Any frame with at least symbol, session, open, high, low, close, volume.
+        frame: A polars or pandas frame with at least symbol, session, open, high, low, close, volume.
         source: Named in the error.
 
     Raises:
         BarsError: A column is missing or cannot be converted.
     """
-    actions = {"split": 1.0, "dividend": 0.0}
-    frame = frame.with_columns(pl.lit(v).alias(k) for k, v in actions.items() if k not in frame.columns)
+    if not isinstance(frame, pl.DataFrame):
+        frame = pl.from_pandas(frame)
+    frame = frame.with_columns(pl.lit(v).alias(k) for k, v in NO_ACTION.items() if k not in frame.columns)
     missing = [name for name in COLUMNS if name not in frame.columns]
     if missing:
         raise BarsError(
@@ -55,36 +123,44 @@ def conform(frame: pl.DataFrame, source: str) -> pl.DataFrame:
         raise BarsError(f"{source}: a column has the wrong type: {str(error).splitlines()[0]}") from error
 
 
-def checked(frame: pl.DataFrame, source: str) -> pl.DataFrame:
+def checked(frame: pl.DataFrame | pd.DataFrame, source: str) -> pl.DataFrame:
     """Returns `frame` as a bars table that is fit for use, or refuses it.
 
-    Refused, each naming symbol and session: no rows, nulls or NaN, unsorted sessions, duplicates,
-    prices at or below zero, negative volume, high or low that do not bracket open and close.
+    Refused, each naming symbol and session: no rows, what `ROW_CHECKS` and then `ORDER_CHECKS` list.
+    The symbols may come in any order.
 
     Args:
         frame: See `conform`.
         source: Named in the error.
 
     Raises:
-        BarsError: The first finding in the order above.
+        BarsError: The first finding in that order.
     """
     bars = conform(frame, source)
     if bars.is_empty():
         raise BarsError(f"{source}: holds no bars; check the symbols and the dates asked for")
-    numbers = [name for name, dtype in COLUMNS.items() if dtype == pl.Float64()]
-    unusable = pl.any_horizontal(pl.col(n).is_null() | ~pl.col(n).is_finite() for n in numbers)
-    _refuse(bars, pl.any_horizontal(pl.col("symbol", "session").is_null()), "empty symbol or session", source)
-    _refuse(bars, unusable, "missing, NaN or infinite value", source)
-    backwards = pl.col("session").diff().over("symbol").dt.total_days()
-    _refuse(bars, backwards < 0, "session earlier than the row before it (sort by session)", source)
-    _refuse(bars, backwards == 0, "duplicate session", source)
-    _refuse(bars, pl.any_horizontal(pl.col(n) <= 0 for n in PRICES), "price at or below zero", source)
-    _refuse(bars, pl.col("volume") < 0, "negative volume", source)
-    _refuse(bars, (pl.col("split") <= 0) | (pl.col("dividend") < 0), "impossible split or dividend", source)
-    body = (pl.max_horizontal("open", "close"), pl.min_horizontal("open", "close"))
-    crossed = (pl.col("high") < body[0]) | (pl.col("low") > body[1])
-    _refuse(bars, crossed, "high or low that does not bracket open and close", source)
+    refuse(bars, ROW_CHECKS, source)
+    if in_order(bars):
+        return bars
+    refuse(bars, ORDER_CHECKS, source)
     return bars.sort("symbol", "session")
+
+
+def refuse(bars: pl.DataFrame, checks: Iterable[RowCheck], source: str, time: str = "session") -> None:
+    """Refuses `bars` if any row fails a check.
+
+    Raises:
+        BarsError: The first failed check with the first row that fails it, and how many more do.
+    """
+    failed = bars.select(check.bad.any().alias(check.name) for check in checks).row(0, named=True)
+    for check in checks:
+        if failed[check.name]:
+            bad = bars.filter(check.bad)
+            row = bad.row(0, named=True)
+            values = ", ".join(f"{k}={row[k]}" for k in (*PRICES, "volume"))
+            more = f" and {bad.height - 1} more" if bad.height > 1 else ""
+            where = f"{row['symbol']} {row[time]} ({values}){more}"
+            raise BarsError(f"{source}: {check.what} at {where}; {check.remedy}")
 
 
 def selected(
@@ -109,13 +185,3 @@ def selected(
     if bars.is_empty():
         raise BarsError(f"{source}: no bars between {start} and {end}")
     return bars
-
-
-def _refuse(bars: pl.DataFrame, condition: pl.Expr, what: str, source: str) -> None:
-    bad = bars.filter(condition)
-    if bad.is_empty():
-        return
-    row = bad.row(0, named=True)
-    values = ", ".join(f"{k}={row[k]}" for k in (*PRICES, "volume"))
-    more = f" and {bad.height - 1} more" if bad.height > 1 else ""
-    raise BarsError(f"{source}: {what} at {row['symbol']} {row['session']} ({values}){more}; mend or drop these rows")

@@ -89,7 +89,7 @@ class Manifest(Config):
     code: str
     """Version and git commit that trained it."""
     results: dict[str, Any]
-    """Figures by fold and on the test window."""
+    """Figures by fold and on the holdout."""
     verdict: Verdict
     """Promote or reject, with reasons."""
 

@@ -20,7 +20,7 @@ from rl.learning.cluster import ray_session
 app = typer.Typer(
     name="swing-rl",
     help="Learn and judge: train recurrent policies on Ray workers, sweep over walk-forward folds, "
-    "validate the winner on an untouched window, export it.\n\n"
+    "validate the winner on an untouched holdout, export it.\n\n"
     "The usual order: tune, validate, export; then `swing-live serve`. "
     "Every command also runs as a Ray job: `swing-rl jobs submit -- tune --config … --out …`.",
     no_args_is_help=True,
@@ -48,9 +48,7 @@ def train_command(
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
     config: ConfigFile = None,
     assignments: Settings = None,
-    fold: Annotated[
-        str, typer.Option(help="fold-1, fold-2, … or final (all that precedes the test window).")
-    ] = "final",
+    fold: Annotated[str, typer.Option(help="fold-1 (the oldest), fold-2, … or final (up to the holdout).")] = "final",
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run that --out holds.")] = False,
     address: Address = None,
     as_json: Json = False,
@@ -114,7 +112,7 @@ def validate_command(
     address: Address = None,
     as_json: Json = False,
 ) -> None:
-    """Train the sweep's winner once more and judge it on the untouched test window.
+    """Train the sweep's winner once more and judge it on the untouched holdout.
 
     Example: swing-rl validate runs/sweep --out runs/verdict
     """

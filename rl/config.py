@@ -54,7 +54,7 @@ class RunConfig(Config):
     data: DataConfig = DataConfig()
     """Bars and features."""
     folds: FoldsConfig = FoldsConfig()
-    """Walk-forward layout."""
+    """Walk-forward layout, and the holdout."""
     env: EnvConfig = EnvConfig()
     """Episodes, account, costs."""
     model: ModelConfig = ModelConfig()

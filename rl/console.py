@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from statistics import median
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from rl.judging.tune import Sweep
     from rl.judging.validate import Validation
     from rl.learning.train import Progress as Iteration
+
+MOST_FOLD_COLUMNS = 6
 
 
 @contextmanager
@@ -54,19 +57,31 @@ def sweep_bar(console: Console, title: str) -> Iterator[Callable[[int, int], Non
 
 
 def sweep_table(sweep: Sweep) -> Table:
-    """Returns all trials with their validation figures, best first."""
-    folds = [f"fold-{i + 1}" for i in range(sweep.folds)]
-    table = Table("configuration", *folds, "all folds", title="Validation Sharpe ratio, net of costs")
-    for trial in sweep.trials:
-        by_fold = {score.fold: f"{score.sharpe:.2f}" for score in trial.folds}
+    """Returns all trials with their out-of-sample figures, best first."""
+    columns = _fold_columns(sweep)
+    table = Table("configuration", *columns, "all folds", title="Out-of-sample Sharpe ratio, net of costs")
+    for row, trial in enumerate(sweep.trials):
         score = trial.error or "failed" if trial.score is None else f"{trial.score:.2f}"
-        table.add_row(trial.label, *(by_fold.get(fold, "–") for fold in folds), score)
+        table.add_row(trial.label, *(cells[row] for cells in columns.values()), score)
     return table
 
 
+def _fold_columns(sweep: Sweep) -> dict[str, list[str]]:
+    """Returns heading -> one cell for each trial: the folds, or their extremes if they would not fit on a line."""
+    scores = [{score.fold: score.sharpe for score in trial.folds} for trial in sweep.trials]
+    if sweep.folds <= MOST_FOLD_COLUMNS:
+        names = [f"fold-{number}" for number in range(1, sweep.folds + 1)]
+        return {name: [f"{found[name]:.2f}" if name in found else "–" for found in scores] for name in names}
+    summaries: dict[str, Callable[[Iterable[float]], float]] = {"worst fold": min, "median": median, "best fold": max}
+    return {
+        name: [f"{summary(found.values()):.2f}" if found else "–" for found in scores]
+        for name, summary in summaries.items()
+    }
+
+
 def validation_table(validation: Validation) -> Table:
-    """Returns the policy against its baselines on the test window."""
-    table = Table(title=f"Test window {validation.test['test']}, net of costs, never trained on")
+    """Returns the policy against its baselines on the holdout."""
+    table = Table(title=f"Holdout {validation.spans['holdout']}, net of costs, never trained on")
     for heading in ("", "return", "Sharpe ± SE", "max drawdown", "turnover / year", "costs paid"):
         table.add_column(heading, justify="left" if not heading else "right", no_wrap=not heading)
     for f in validation.figures:

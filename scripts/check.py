@@ -1,4 +1,4 @@
-"""Lint, types and import contracts: one script for people, pre-commit and CI."""
+"""Lint, types, import contracts and the leakage audit: one script for people, pre-commit and CI."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ CHECKS = (
     ("lint", [str(BIN / "ruff"), "check", "."]),
     ("types", [str(BIN / "mypy")]),
     ("imports", [str(BIN / "lint-imports")]),
+    ("audit", [str(BIN / "swing-data"), "audit"]),
 )
 
 

@@ -53,7 +53,7 @@ def main() -> None:
     console.print(
         f"{len(panel.symbols)} symbols ({', '.join(panel.symbols)}), {len(panel.sessions)} sessions "
         f"{panel.sessions[0]} .. {panel.sessions[-1]}, {len(panel.feature_names)} causal features, "
-        f"{len(folds)} walk-forward folds, {len(final.judged)} sessions kept shut for the verdict"
+        f"{len(folds)} walk-forward folds, {len(final.test)} sessions kept shut for the verdict"
     )
 
     with ray_session():
@@ -66,7 +66,7 @@ def main() -> None:
             console,
             3,
             "Verdict",
-            "the winner, trained once more by PPO on two Ray workers, meets the test window",
+            "the winner, trained once more by PPO on two Ray workers, meets the holdout",
         )
         with training_bar(console, "training the winner") as show_training:
             validation = validate(OUT / "sweep", OUT / "verdict", show_training)

@@ -176,15 +176,19 @@ def fake_broker(
     """Run a local stand-in for Alpaca until stopped; its address is printed as one JSON line.
 
     Orders fill at once at the open of the simulated day. PUT /fake/clock with {"now": "..."} moves the
-    clock. Any API keys are accepted.
+    clock, PUT /fake/faults with [{"kind": "hang", "path": "/v2/orders"}] makes requests fail. Any API keys
+    are accepted.
 
     Example: swing-live fake-broker --now 2012-06-15T10:00 --cash 50000 --position AAPL=20 --port 8100
     """
-    from data_pipeline.sources.source import source_of  # noqa: PLC0415
-    from serving import fake_broker as fake  # noqa: PLC0415  (loads FastAPI)
+    from data_pipeline.sources.source import SourceConfig, source_of  # noqa: PLC0415
+    from serving.fake.app import serve  # noqa: PLC0415  (loads FastAPI)
+    from serving.fake.broker import FakeBroker  # noqa: PLC0415
 
-    broker = fake.FakeBroker(source_of(bars), _moment(now), cash, dict(_holding(item) for item in position or []))
-    fake.serve(broker, port)
+    broker = FakeBroker(
+        source_of(SourceConfig(source=bars)), _moment(now), cash, dict(_holding(item) for item in position or [])
+    )
+    serve(broker, port)
 
 
 @one_line_errors
@@ -210,7 +214,7 @@ def _settings(
 @contextmanager
 def _pass(settings: ExecutorConfig) -> Iterator[Callable[[], CycleReport]]:
     """Yields a function that does one pass."""
-    from data_pipeline.sources.source import source_of  # noqa: PLC0415
+    from data_pipeline.sources.source import SourceConfig, source_of  # noqa: PLC0415
     from serving.executor.broker import Broker  # noqa: PLC0415  (loads alpaca-py)
     from serving.executor.config import Credentials  # noqa: PLC0415
     from serving.executor.cycle import cycle as one_pass  # noqa: PLC0415
@@ -218,7 +222,7 @@ def _pass(settings: ExecutorConfig) -> Iterator[Callable[[], CycleReport]]:
     from serving.executor.policy_client import PolicyClient  # noqa: PLC0415
 
     credentials = Credentials.from_environment()
-    source = source_of(settings.bars)
+    source = source_of(SourceConfig(source=settings.bars))
     broker = Broker(settings, credentials)
     with (
         PolicyClient(settings.policy_url, credentials.policy_token) as policy,

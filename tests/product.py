@@ -46,6 +46,7 @@ def tiny_settings(root: Path) -> dict[str, object]:
     """Settings that train in seconds."""
     return {
         "data": {"store": str(root / "store"), "panels": str(root / "panels")},
+        "folds": {"train_sessions": len(TRAIN), "validation_sessions": 0, "test_sessions": 252, "count": 2},
         "model": {"hidden": 16, "window_sessions": 30},
         "ppo": {"batch_steps": 2048, "minibatch_steps": 512, "epochs": 1},
         "train": {"steps": 4096, "envs_per_runner": 32, "env_runners": 1},

@@ -27,7 +27,9 @@ def test_wheel_holds_just_the_four_packages(tmp_path):
         names = archive.namelist()
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == PACKAGES
-    modules = {str(path.relative_to(ROOT)) for top in PACKAGES for path in (ROOT / top).rglob("*.py")}
+    modules = {
+        str(p.relative_to(ROOT)) for top in PACKAGES for kind in ("py", "yaml") for p in (ROOT / top).rglob(f"*.{kind}")
+    }
     assert modules <= set(names)
 
 
@@ -64,11 +66,14 @@ def test_help_teaches_each_command_with_an_example(program):
         assert "--" in told(name)
 
 
-def test_benchmark_prints_the_shape_that_all_share():
+@pytest.mark.parametrize(
+    ("name", "figure"), [("features", "rows_per_cpu_s"), ("simulator", "slot_steps_per_cpu_s_b1024")]
+)
+def test_benchmark_prints_the_shape_that_all_share(name, figure):
     import json
 
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.simulator", "--quick", "--json", "-"],
+        [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--json", "-"],
         capture_output=True,
         text=True,
         check=True,
@@ -76,4 +81,4 @@ def test_benchmark_prints_the_shape_that_all_share():
     )
     told = json.loads(done.stdout.splitlines()[-1])
     assert set(told) == {"benchmark", "when", "commit", "machine", "figures", "ratios", "skipped"}
-    assert told["figures"]["slot_steps_per_cpu_s_b1024"]["median"] > 0
+    assert told["figures"][figure]["median"] > 0

@@ -101,7 +101,7 @@ def test_story_leaves_what_it_promises(story):
     assert validation.figures[0].name == "ppo-lstm"
     assert {"buy-and-hold", "equal-weight", "cash"} < {f.name for f in validation.figures}
     assert (story.verdict / "report.html").stat().st_size > 1e6
-    assert len((story.sweep / "test_openings.jsonl").read_text().splitlines()) == 1
+    assert len((story.sweep / "holdout_openings.jsonl").read_text().splitlines()) == 1
     bundle = read_bundle(story.bundle)
     assert bundle.manifest.verdict.decision == validation.verdict.decision
     assert not [p for p in story.bundle.rglob("*") if p.suffix in (".pkl", ".pt", ".pickle")]

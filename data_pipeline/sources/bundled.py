@@ -9,14 +9,15 @@ import polars as pl
 
 from data_pipeline.errors import ConfigError
 from data_pipeline.schema import Timeframe, checked, selected
+from data_pipeline.sources.actions import with_actions
 
 
 class BundledBars:
     """Daily history of AAPL, FB, GOOG, IBM and MSFT, 2000-03-01 to 2013-03-01, that ships in a package.
 
     `bokeh_sampledata` holds raw OHLCV and a total-return adjusted close. Splits and dividends are
-    recovered from the jumps of adjusted over raw close: a jump of 1.5 or more is a split by the nearest
-    half, the rest is a dividend. All five companies survived: compare only with baselines on the same set.
+    recovered from the jumps of adjusted over raw close (`sources.actions`). All five companies survived:
+    compare only with baselines on the same set.
     """
 
     def fetch(
@@ -37,7 +38,8 @@ class BundledBars:
             ) from error
         frame = pl.from_pandas(data).rename({"ticker": "symbol", "date": "session"})
         frame = frame.with_columns(pl.col("session").cast(pl.Date)).sort("symbol", "session")
-        return selected(checked(_with_actions(frame), "bundled history"), symbols, start, end, "bundled")
+        bars = checked(with_actions(frame, "bundled history"), "bundled history")
+        return selected(bars, symbols, start, end, "bundled")
 
     def provenance(self) -> Mapping[str, str]:
         """See `BarSource.provenance`."""
@@ -49,14 +51,3 @@ class BundledBars:
             "adjustment": "raw, actions derived from adj_close",
             "version": version("bokeh_sampledata"),
         }
-
-
-def _with_actions(frame: pl.DataFrame) -> pl.DataFrame:
-    """Adds split and dividend, derived from the growth of adj_close / close between sessions."""
-    factor = pl.col("adj_close") / pl.col("close")
-    growth = (factor / factor.shift(1)).over("symbol").fill_null(1.0)
-    split = pl.when(growth >= 1.5).then((growth * 2).round() / 2).otherwise(1.0)
-    before = pl.col("close").shift(1).over("symbol") / split  # yesterday's close in today's shares
-    kept = growth / split  # = 1 / (1 - dividend / before)
-    dividend = pl.when(kept > 1 + 1e-9).then(before * (1 - 1 / kept)).otherwise(0.0)
-    return frame.with_columns(split=split, dividend=dividend)

@@ -3,7 +3,7 @@
 baselines   policies that anyone can have for nothing
 metrics     figures of a ledger, with their uncertainty
 tune        Ray Tune over configurations and folds
-validate    the sweep's winner on the untouched test window
+validate    the sweep's winner on the untouched holdout
 report      one self-contained HTML page
 export      the bundle
 """

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import numpy as np
 from data_pipeline.errors import BundleError
 from data_pipeline.features import FeatureSet
 from data_pipeline.panel import Panel
+from data_pipeline.store import code_version
 from envs.bundle import GOLDEN_TOLERANCE, Bundle, FeatureEntry, LstmPolicy, Manifest, Verdict, write_bundle
 from envs.contract import PORTFOLIO_FEATURES, Floats32
 from rl.judging.validate import Validation, read_validation
@@ -83,6 +82,10 @@ def _golden(policy: LstmPolicy, panel: Panel) -> dict[str, Floats32]:
 def _manifest(validation: Validation, panel: Panel, policy: LstmPolicy) -> Manifest:
     config = validation.config
     features = FeatureSet.of(panel.feature_names)
+    if features.needs_intraday:
+        raise BundleError(
+            "the policy reads 5-minute bars, and the policy server is sent daily ones; train on daily features"
+        )
     return Manifest(
         features=tuple(FeatureEntry(name=f.name, look_back=f.look_back) for f in features.features),
         feature_schema_hash=panel.schema_hash,
@@ -96,7 +99,7 @@ def _manifest(validation: Validation, panel: Panel, policy: LstmPolicy) -> Manif
         data={"panel": Path(validation.panel).name, **{k: str(v) for k, v in panel.source.items()}},
         config=config.tree(),
         config_hash=config.digest(),
-        code=_code(),
+        code=code_version(),
         results=_results(validation),
         verdict=Verdict(decision=validation.verdict.decision, reasons=validation.verdict.reasons),
     )
@@ -104,17 +107,4 @@ def _manifest(validation: Validation, panel: Panel, policy: LstmPolicy) -> Manif
 
 def _results(validation: Validation) -> dict[str, Any]:
     tree = validation.tree()
-    return {key: tree[key] for key in ("test", "figures", "trials")}
-
-
-def _code() -> str:
-    """Version, and the commit where the code runs from a checkout."""
-    here = Path(__file__).resolve().parents[2]
-    asked = subprocess.run(
-        ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    commit = asked.stdout.strip() if asked.returncode == 0 else "no checkout"
-    return f"swing-rl {version('swing-rl')} ({commit})"
+    return {key: tree[key] for key in ("spans", "figures", "trials")}

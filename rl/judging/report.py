@@ -149,8 +149,8 @@ def _trials_section(trials: Sequence[Mapping[str, Any]]) -> str:
     columns = list(trials[0])
     rows = [[_cell(trial.get(column)) for column in columns] for trial in trials]
     return (
-        f"<section><h2>Configurations tried</h2><details><summary>{len(trials)} configurations, scored on "
-        f"validation sessions before those of this report</summary>{_table('trials', columns, rows)}"
+        f"<section><h2>Configurations tried</h2><details><summary>{len(trials)} configurations, scored out "
+        f"of sample on earlier folds, and so chosen</summary>{_table('trials', columns, rows)}"
         "</details></section>"
     )
 

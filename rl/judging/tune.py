@@ -1,8 +1,8 @@
 """Ray Tune over configurations and walk-forward folds.
 
 A trial trains one configuration on fold after fold and is scored on what it never trained on: the Sharpe
-ratio of the concatenated validation returns, net of costs, with the window replay that serving uses. The
-test span is not read.
+ratio of the concatenated returns on the folds' test spans, net of costs, with the window replay that serving
+uses. The holdout is not read.
 
     <out>/sweep.json             settings, panel, every trial's figures by fold, the winner; written last
     <out>/trials/<digest>/<fold> training runs, named by configuration: a repeated sweep re-uses finished ones
@@ -23,11 +23,12 @@ from ray import tune as ray_tune
 from data_pipeline.build import build
 from data_pipeline.config import Config
 from data_pipeline.errors import RunError
-from data_pipeline.folds import Fold, Span, walk_forward
+from data_pipeline.folds import Fold, walk_forward
 from data_pipeline.panel import Panel, open_panel
 from envs.backtest import backtest
 from rl.config import Axis, RunConfig, with_values
 from rl.judging.metrics import sharpe
+from rl.learning.panels import panel_at, share_panel
 from rl.learning.train import train
 
 
@@ -37,9 +38,9 @@ class FoldScore(Config):
     fold: str
     """Name of the fold."""
     sharpe: float
-    """Annualised, of the fold's validation returns."""
+    """Annualised, of the returns on the fold's test span."""
     total_return: float
-    """Over the validation span, as a fraction, net of costs."""
+    """Over the test span, as a fraction, net of costs."""
     seconds: float
     """Wall time of training."""
 
@@ -54,7 +55,7 @@ class Trial(Config):
     folds: tuple[FoldScore, ...]
     """In time order; fewer than the sweep's folds if the trial failed."""
     score: float | None
-    """Annualised Sharpe ratio of all validation returns in one series; None if the trial failed."""
+    """Annualised Sharpe ratio of the test returns of all folds in one series; None if the trial failed."""
     error: str | None = None
     """Why it failed."""
 
@@ -87,7 +88,7 @@ def folds_of(panel: Panel, config: RunConfig) -> tuple[tuple[Fold, ...], Fold]:
     """Returns the walk-forward folds and the final fold of a panel.
 
     Raises:
-        FoldError: The history is too short.
+        FoldError: The layout contradicts itself or the history is too short.
     """
     first_ready = int(np.argmax(panel.ready.any(axis=1)))
     return walk_forward(len(panel.sessions), first_ready + config.model.window_sessions, config.folds)
@@ -109,7 +110,9 @@ def tune(config: RunConfig, out: Path, on_result: Callable[[int, int], None] = l
     _claim(out, config)
     panel_folder = build(config.data).resolve()
     folds, _ = folds_of(open_panel(panel_folder), config)
-    results = _fit(config, panel_folder, folds, out.resolve(), on_result)
+    shelf = share_panel(panel_folder)
+    results = list(_fit(config, panel_folder, folds, out.resolve(), on_result))
+    del shelf  # trials on other nodes may ask for the panel until here
     trials = tuple(sorted(results, key=lambda trial: -np.inf if trial.score is None else trial.score, reverse=True))
     if trials[0].score is None:
         raise RunError(f"{out}: every trial failed; the first said: {trials[0].error}")
@@ -143,14 +146,14 @@ def run_trial(
     """Trains one configuration fold after fold and returns it scored; `on_fold` sees each intermediate state."""
     chosen = with_values(config, {**values, "train.env_runners": config.tune.env_runners}, "trial")
     folder = out / "trials" / chosen.digest()[:16]
-    panel = open_panel(panel_folder)
+    panel = panel_at(panel_folder)
     returns: list[np.ndarray[Any, Any]] = []
     scores: list[FoldScore] = []
     for fold in folds:
         trained = train(chosen, panel_folder, fold.train, folder / fold.name, resume=True)
         env = chosen.env
-        ledger = backtest(trained.policy, panel, fold.judged, env.limits, env.costs, env.initial_cash_usd)
-        ledger.save(folder / fold.name / "validation")
+        ledger = backtest(trained.policy, panel, fold.test, env.limits, env.costs, env.initial_cash_usd)
+        ledger.save(folder / fold.name / "test")
         returns.append(ledger.returns())
         scores.append(
             FoldScore(
@@ -194,15 +197,14 @@ def _fit(
 ) -> Iterator[Trial]:
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune would take Ctrl-C for "done" and return half a sweep
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the newer console output ignores verbose=0
-    tree, spans = config.tree(), [(fold.name, *fold.train, *fold.judged) for fold in folds]
+    tree = config.tree()
 
     def trainable(values: dict[str, Any]) -> None:
-        rebuilt = tuple(Fold(name, Span(a, b), Span(c, d)) for name, a, b, c, d in spans)
         run_trial(
             values,
             RunConfig.of(tree),
             panel_folder,
-            rebuilt,
+            folds,
             out,
             lambda trial: ray_tune.report({"score": trial.score, "trial": trial.tree()}),
         )

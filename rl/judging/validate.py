@@ -1,10 +1,10 @@
-"""The sweep's winner on the untouched test window, against baselines, net of costs.
+"""The sweep's winner on the untouched holdout, against baselines, net of costs.
 
-<out>/final/             training run of the winner on the sessions before the test window
-<out>/ledgers/<name>/    what each account did on the test window
+<out>/final/             training run of the winner on the final fold
+<out>/ledgers/<name>/    what each account did on the holdout
 <out>/validation.json    figures, comparison, verdict; written last
 <out>/report.html        the same for people
-<sweep>/test_openings.jsonl   one line for every time the test window was opened
+<sweep>/holdout_openings.jsonl   one line for every time the holdout was opened
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Validation(Config):
     """Folder of the final training run."""
     scaler: Scaler
     """Fitted on the final training span."""
-    test: dict[str, str]
-    """First and last session of training and test, and how often the test window has been opened."""
+    spans: dict[str, str]
+    """First and last session of training and holdout, and how often the holdout has been opened."""
     figures: tuple[Figures, ...]
     """The policy's first, then the baselines'."""
     trials: tuple[Trial, ...]
@@ -59,7 +59,7 @@ class Validation(Config):
 
 
 def validate(sweep_folder: Path, out: Path, on_progress: Callable[[Progress], None] = lambda _: None) -> Validation:
-    """Trains the winner once more up to the test window, opens it, and judges; needs a Ray connection.
+    """Trains the winner once more up to the holdout, opens it, and judges; needs a Ray connection.
 
     Raises:
         RunError: There is no finished sweep.
@@ -69,16 +69,14 @@ def validate(sweep_folder: Path, out: Path, on_progress: Callable[[Progress], No
     panel = open_panel(panel_folder, verify=True)
     _, final = folds_of(panel, config)
     trained = train(config, panel_folder, final.train, out / "final", resume=True, on_progress=on_progress)
-    test = {
+    spans = {
         "train": _dates(panel, final.train.start, final.train.stop),
-        "test": _dates(panel, final.judged.start, final.judged.stop),
+        "holdout": _dates(panel, final.test.start, final.test.stop),
         "opened": str(_record_opening(sweep_folder, out)),
     }
     env = config.env
     policies: tuple[Policy, ...] = (trained.policy, *BASELINES)
-    ledgers = [
-        backtest(policy, panel, final.judged, env.limits, env.costs, env.initial_cash_usd) for policy in policies
-    ]
+    ledgers = [backtest(policy, panel, final.test, env.limits, env.costs, env.initial_cash_usd) for policy in policies]
     for ledger in ledgers:
         ledger.save(out / "ledgers" / ledger.name)
     validation = Validation(
@@ -86,7 +84,7 @@ def validate(sweep_folder: Path, out: Path, on_progress: Callable[[Progress], No
         panel=str(panel_folder),
         run=str((out / "final").resolve()),
         scaler=trained.policy.scaler,
-        test=test,
+        spans=spans,
         figures=tuple(figures(ledger) for ledger in ledgers),
         trials=sweep.trials,
         verdict=verdict(ledgers[0], ledgers[1:]),
@@ -108,9 +106,9 @@ def _report(out: Path, validation: Validation, ledgers: list[Ledger], panel: Pan
         for trial in validation.trials
     ]
     context = {
-        "trained on": validation.test["train"],
-        "tested on": validation.test["test"],
-        "times this test window was opened": validation.test["opened"],
+        "trained on": validation.spans["train"],
+        "judged on": validation.spans["holdout"],
+        "times this holdout was opened": validation.spans["opened"],
         "symbols": ", ".join(panel.symbols),
         "decision and fill": "decided at the close of a session, filled at the open of the next",
         "costs": json.dumps(validation.config.env.costs.tree()),
@@ -134,8 +132,8 @@ def _dates(panel: Panel, start: int, stop: int) -> str:
 
 
 def _record_opening(sweep_folder: Path, out: Path) -> int:
-    """Adds a line for this opening of the test window and returns how many there are."""
-    record = sweep_folder / "test_openings.jsonl"
+    """Adds a line for this opening of the holdout and returns how many there are."""
+    record = sweep_folder / "holdout_openings.jsonl"
     with record.open("a", encoding="utf-8") as file:
         file.write(json.dumps({"at": datetime.now(UTC).isoformat(timespec="seconds"), "by": str(out)}) + "\n")
     return len(record.read_text(encoding="utf-8").splitlines())

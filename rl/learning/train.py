@@ -23,10 +23,10 @@ from safetensors.numpy import load_file, save_file
 
 from data_pipeline.errors import RunError
 from data_pipeline.folds import Span
-from data_pipeline.panel import open_panel
 from data_pipeline.scaling import Scaler, fit_scaler
 from envs.bundle import LstmPolicy
 from rl.config import RunConfig
+from rl.learning.panels import panel_at, share_panel
 
 ENV_NAME = "swing"
 WEIGHTS = "weights.safetensors"
@@ -81,8 +81,7 @@ def train(
         RunError: `out` holds another run, or one that is not to be resumed.
     """
     started = time.monotonic()
-    panel = open_panel(panel_folder)
-    scaler = fit_scaler(panel, span)
+    scaler = fit_scaler(panel_at(panel_folder), span)
     task = {"panel": str(panel_folder.resolve()), "span": list(span), "scaler": scaler.tree()}
     _claim(out, config, task, resume)
     if not (out / WEIGHTS).is_file():
@@ -122,6 +121,7 @@ def _learn(
 ) -> dict[str, Any]:
     from rl.learning.network import policy_arrays  # noqa: PLC0415  (torch: seconds to import)
 
+    shelf = share_panel(Path(task["panel"]))
     algorithm = _ppo(config, task).build_algo()
     try:
         checkpoint = out / "checkpoint"
@@ -139,6 +139,7 @@ def _learn(
         return policy_arrays(algorithm.get_module().unwrapped().net)
     finally:
         algorithm.stop()
+        del shelf  # workers may ask for the panel until here
 
 
 def _ppo(config: RunConfig, task: dict[str, Any]) -> Any:
@@ -198,15 +199,12 @@ def _make_env(context: dict[str, Any]) -> Any:
     """RLlib calls this with `num_envs` for a vector environment and without for the space probe."""
     import torch  # noqa: PLC0415
 
+    from envs.market import Market  # noqa: PLC0415
     from envs.swing import SwingEnv, SwingVectorEnv  # noqa: PLC0415
 
     torch.set_num_threads(1)
-    arguments = {
-        "panel": context["panel"],
-        "span": tuple(context["span"]),
-        "scaler": context["scaler"],
-        "settings": context["settings"],
-    }
+    market = Market(panel_at(Path(context["panel"])), Scaler.of(context["scaler"], "scaler"))
+    arguments = {"panel": market, "span": tuple(context["span"]), "settings": context["settings"]}
     if "num_envs" in context:
         return SwingVectorEnv(context["num_envs"], **arguments)
     return SwingEnv(**arguments)

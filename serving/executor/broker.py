@@ -23,16 +23,14 @@ from alpaca.trading.client import TradingClient
 from alpaca.trading.enums import OrderSide, PositionIntent, QueryOrderStatus, TimeInForce
 from alpaca.trading.requests import GetCalendarRequest, GetOrdersRequest, MarketOrderRequest
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
-from requests.adapters import HTTPAdapter
 
-from data_pipeline.errors import LiveError
+from data_pipeline.alpaca_http import may_pass, said, tame
 from serving.executor.config import Credentials, ExecutorConfig
 from serving.executor.plan import Intent
 
 NEW_YORK = ZoneInfo("America/New_York")
 _TIMEOUT_S = (3.05, 10.0)
 _MAX_OPEN_ORDERS = 500
-_PRIVATE = ("_session", "_retry", "_retry_codes")
 
 
 T = TypeVar("T")
@@ -123,7 +121,7 @@ class Broker:
         self._data = StockHistoricalDataClient(key, secret, raw_data=True, url_override=url)
         self._feed = DataFeed(config.feed)
         for client in (self._trading, self._data):
-            _tame(client)
+            tame(client, _TIMEOUT_S)
 
     def account(self) -> Account:
         """Returns the account."""
@@ -179,7 +177,7 @@ class Broker:
             refused = error.status_code in {403, 422}
             # A duplicate id is no refusal: an earlier, lost request did place the order.
             if refused and "client_order_id" not in str(error):
-                return Refusal(_said(error))
+                return Refusal(said(error))
         except (requests.RequestException, ValidationError):
             pass
         return self.order(intent.client_order_id)
@@ -205,24 +203,6 @@ def last_completed(sessions: Sequence[Session], at: dt.datetime) -> Session | No
     return max((s for s in sessions if s.closes_at <= at), key=lambda s: s.day, default=None)
 
 
-class _Timeouts(HTTPAdapter):
-    def send(self, *args: Any, **kwargs: Any) -> requests.Response:
-        return super().send(*args, **{**kwargs, "timeout": kwargs.get("timeout") or _TIMEOUT_S})
-
-
-def _tame(client: Any) -> None:
-    missing = [name for name in _PRIVATE if not hasattr(client, name)]
-    if missing:
-        raise LiveError(
-            f"alpaca-py: {type(client).__name__} has no {', '.join(missing)}, so its retries and missing "
-            "timeouts cannot be mended; install alpaca-py 0.44"
-        )
-    client._retry, client._retry_codes = 0, []
-    client._session.trust_env = False
-    for scheme in ("http://", "https://"):
-        client._session.mount(scheme, _Timeouts())
-
-
 def _read(kind: TypeAdapter[T], call: Callable[[], Any]) -> T:
     """Returns the answer of `call`, as `kind` reads it, after a few tries.
 
@@ -232,13 +212,13 @@ def _read(kind: TypeAdapter[T], call: Callable[[], Any]) -> T:
     tries = tenacity.Retrying(
         stop=tenacity.stop_after_attempt(4),
         wait=tenacity.wait_exponential(multiplier=0.1, max=2),
-        retry=tenacity.retry_if_exception(_may_pass),
+        retry=tenacity.retry_if_exception(may_pass),
         reraise=True,
     )
     try:
         return kind.validate_python(tries(call))
     except APIError as error:
-        raise BrokerError(f"broker answered {error.status_code}: {_said(error)}") from error
+        raise BrokerError(f"broker answered {error.status_code}: {said(error)}") from error
     except requests.RequestException as error:
         raise BrokerError(f"broker cannot be reached: {type(error).__name__}") from error
     except ValidationError as error:
@@ -248,14 +228,3 @@ def _read(kind: TypeAdapter[T], call: Callable[[], Any]) -> T:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         # alpaca-py takes some answers apart before it hands them over.
         raise BrokerError(f"broker's answer cannot be read: {error}") from error
-
-
-def _may_pass(error: BaseException) -> bool:
-    if isinstance(error, APIError):
-        return error.status_code == 429 or (error.status_code or 0) >= 500
-    return isinstance(error, requests.RequestException)
-
-
-def _said(error: APIError) -> str:
-    # APIError.message raises on a body that is not JSON.
-    return " ".join(str(error).split())[:200]

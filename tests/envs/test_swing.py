@@ -88,15 +88,16 @@ def test_observation_market_part_is_the_scaled_feature_row(market):
 def test_registered_env_is_made_from_a_saved_panel(tmp_path, panel, market):
     register()
     register()
+    width = len(panel.feature_names)
     scaled = {
         "panel": str(save_panel(panel, tmp_path)),
-        "scaler": {"median": [0.0] * 16, "spread": [1.0] * 16},
+        "scaler": {"median": [0.0] * width, "spread": [1.0] * width},
         "span": tuple(TRAIN),
     }
     assert isinstance(gym.make(ENV_ID, **scaled).unwrapped, SwingEnv)
     vector = gym.make_vec(ENV_ID, num_envs=3, vectorization_mode="vector_entry_point", **scaled)
     assert isinstance(vector, SwingVectorEnv)
-    assert vector.reset(seed=0)[0].shape == (3, 18)
+    assert vector.reset(seed=0)[0].shape == (3, width + 2)
 
 
 def test_env_unknown_setting_is_named(market):

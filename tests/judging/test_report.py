@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import Any, NoReturn
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Page
 
+from browser import brightness, browser, page  # noqa: F401  (fixtures)
 from data_pipeline.folds import Span
 from data_pipeline.panel import Panel
 from envs.backtest import Ledger, backtest
@@ -23,17 +23,6 @@ from rl.judging.baselines import BuyAndHold, Cash, EqualWeight
 from rl.judging.metrics import figures, verdict
 from rl.judging.report import write_report
 
-CHROMIUM = shutil.which("chromium")
-CHROMIUM_FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 HOSTILE = "</script><script>document.title='owned'</script><b>&"
 CONTEXT = {"Data snapshot": "959af2c2d9410fcd", "Configuration": HOSTILE}
 TRIALS = [
@@ -123,8 +112,8 @@ def test_report_is_two_whole_files_and_nothing_else(report: Path) -> None:
 
 
 def test_report_shows_hostile_text_as_text(report: Path) -> None:
-    for page in report.parent.iterdir():
-        text = page.read_text("utf-8")
+    for written in report.parent.iterdir():
+        text = written.read_text("utf-8")
         assert HOSTILE not in text
         assert "&lt;/script&gt;&lt;script&gt;document.title" in text
 
@@ -152,28 +141,6 @@ def test_report_on_a_policy_that_never_traded_says_so_and_has_no_tear_sheet(tmp_
 def test_report_on_an_odd_policy_is_written(policy: Callable[[], Policy], sessions: int, tmp_path: Path) -> None:
     path = report_on(ledgers_of(policy(), sessions), tmp_path / "report.html")
     assert path.with_name("report-tearsheet.html").is_file()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("NO BROWSER: the report was not opened; install the package chromium")
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
-        yield opened
-        opened.close()
-
-
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    """A page that fails the test when it logs an error, throws, or asks for anything but a file."""
-    opened, complaints = browser.new_page(), []
-    opened.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-    opened.on("pageerror", lambda error: complaints.append(str(error)))
-    opened.on("request", lambda request: None if request.url.startswith("file:") else complaints.append(request.url))
-    yield opened
-    opened.close()
-    assert complaints == []
 
 
 def cells(page: Page, table: str) -> list[list[str]]:
@@ -250,9 +217,3 @@ def test_report_in_a_browser_is_legible_in_both_colour_schemes(report: Path, pag
     for text in ("h1", "section > p", "#equity .ytick text", "#equity .legendtext", "#figures td"):
         colour = "fill" if text.startswith("#equity") else "color"
         assert abs(brightness(page, text, colour) - ground) > 90
-
-
-def brightness(page: Page, selector: str, style: str) -> float:
-    page.wait_for_selector(selector)
-    colour: str = page.eval_on_selector(selector, f"element => getComputedStyle(element).{style}")
-    return float(np.mean([int(part) for part in re.findall(r"\d+", colour)[:3]]))

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from desk import SECRETS, TODAY_AT_TEN, Desk, FakePolicy, flat_bars, served
+from desk import SECRETS, TODAY_AT_TEN, Desk, FakePolicy, flat_bars
 
 from data_pipeline.sources.files import FileBars
-from serving import fake_broker
+from loopback import served
+from serving.fake.app import app
+from serving.fake.broker import FakeBroker
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +24,7 @@ def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
 def desk(tmp_path: Path) -> Iterator[Desk]:
     """AAA at 100 USD and BBB at 40 USD, 100,000 USD cash, 10:00 on 15 June 2012."""
     flat_bars({"AAA": 100.0, "BBB": 40.0}).write_parquet(tmp_path / "bars.parquet")
-    broker = fake_broker.FakeBroker(FileBars(tmp_path / "bars.parquet"), TODAY_AT_TEN)
+    broker = FakeBroker(FileBars(tmp_path / "bars.parquet"), TODAY_AT_TEN)
     policy = FakePolicy({"AAA": 0.4, "BBB": -0.2})
-    with served(fake_broker.app(broker), policy.app()) as (broker_url, policy_url):
+    with served(app(broker), policy.app()) as (broker_url, policy_url):
         yield Desk(tmp_path, broker, broker_url, policy, policy_url)

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import socket
-import threading
-import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -15,24 +10,18 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import polars as pl
-import uvicorn
 from fastapi import FastAPI, Request, Response
 
+import loopback  # noqa: F401  (alpaca-py, imported without its warning)
 from data_pipeline.sessions import sessions_between
 from data_pipeline.sources.files import FileBars
 from serving.contract import PREFIX, DecisionRequest
-
-with warnings.catch_warnings():
-    # alpaca-py imports websockets.legacy, which warns once, when first imported.
-    warnings.filterwarnings("ignore", r"websockets\.legacy is deprecated", DeprecationWarning)
-    import alpaca.trading.client  # noqa: F401
-
-from serving import fake_broker
 from serving.executor.broker import Broker
 from serving.executor.config import Credentials, ExecutorConfig
 from serving.executor.cycle import CycleReport, cycle
 from serving.executor.journal import Journal
 from serving.executor.policy_client import PolicyClient
+from serving.fake.broker import FakeBroker, OrderRequest
 
 SECRETS = {
     "ALPACA_API_KEY": "key-5f1e0c",
@@ -42,28 +31,6 @@ SECRETS = {
 NEW_YORK = ZoneInfo("America/New_York")
 AS_OF = date(2012, 6, 14)
 TODAY_AT_TEN = datetime(2012, 6, 15, 10, 0, tzinfo=NEW_YORK)
-
-
-@contextmanager
-def served(*services: FastAPI) -> Iterator[list[str]]:
-    """Serves apps on free loopback ports; yields their URLs."""
-    running, urls = [], []
-    with ExitStack() as stack:
-        for service in services:
-            listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-            config = uvicorn.Config(service, log_level="critical", ws="none", lifespan="off")
-            server = uvicorn.Server(config)
-            thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-            thread.start()
-            running.append((server, thread))
-            urls.append(f"http://127.0.0.1:{listener.getsockname()[1]}")
-        while not all(server.started for server, _ in running):
-            time.sleep(0.005)
-        yield urls
-        for server, _ in running:
-            server.should_exit = True
-        for _, thread in running:
-            thread.join(5)
 
 
 @dataclass
@@ -128,7 +95,7 @@ class Desk:
     """Everything one executor needs, and what it left behind."""
 
     folder: Path
-    broker: fake_broker.FakeBroker
+    broker: FakeBroker
     broker_url: str
     policy: FakePolicy
     policy_url: str
@@ -186,9 +153,7 @@ def flat_bars(closes: dict[str, float], until: date = date(2012, 6, 20)) -> pl.D
     return pl.concat(frames)
 
 
-def order_of(symbol: str, qty: int, side: str, limit: float | None = None) -> fake_broker.OrderRequest:
+def order_of(symbol: str, qty: int, side: str, limit: float | None = None) -> OrderRequest:
     """Returns an order as a person might place it by hand."""
     kind = {"type": "market"} if limit is None else {"type": "limit", "limit_price": limit}
-    return fake_broker.OrderRequest.model_validate(
-        {"symbol": symbol, "qty": qty, "side": side, "time_in_force": "day", **kind}
-    )
+    return OrderRequest.model_validate({"symbol": symbol, "qty": qty, "side": side, "time_in_force": "day", **kind})

@@ -7,9 +7,10 @@ import time
 from datetime import date, datetime, timedelta
 
 import pytest
-from desk import NEW_YORK, Desk, served
+from desk import NEW_YORK, Desk
 from fastapi import FastAPI, Response
 
+from loopback import served
 from serving.executor import broker as broker_module
 from serving.executor import gates
 from serving.executor.broker import Broker, BrokerError, Order, Refusal, last_completed

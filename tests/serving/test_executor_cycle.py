@@ -19,6 +19,7 @@ from serving.executor.config import Credentials, ExecutorConfig
 from serving.executor.cycle import CycleReport
 from serving.executor.journal import Journal
 from serving.executor.plan import Intent
+from serving.fake.faults import Fault
 
 # exchange_calendars reads a pandas property that pandas 3.1 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:Series.values returning an ndarray that drops timezone")
@@ -79,7 +80,7 @@ def test_paper_crossing_zero_closes_then_opens(desk: Desk) -> None:
 
 
 def test_paper_lost_response_places_no_second_order(desk: Desk) -> None:
-    desk.broker.lose_responses = 2
+    desk.broker.faults.put(Fault(kind="drop", method="POST", path="/v2/orders", count=2, after=True))
     assert desk.cycle("paper").state == "done"
     assert desk.held == {"AAA": 400.0, "BBB": -500.0}
     assert len(desk.broker.orders) == len(set(desk.posted)) == 2

@@ -7,18 +7,24 @@ import select
 import subprocess
 import sys
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import jsonschema
+import polars as pl
 import pytest
 from desk import NEW_YORK, TODAY_AT_TEN, Desk, flat_bars, order_of
 
 from data_pipeline.errors import LiveError
+from data_pipeline.sources.bundled import BundledBars
 from data_pipeline.sources.files import FileBars
-from serving.fake_broker import FakeBroker
+from loopback import served
+from serving.fake.app import app
+from serving.fake.broker import FakeBroker
+from serving.fake.faults import Fault
+from serving.fake.market import BarsQuery
 
 # exchange_calendars reads a pandas property that pandas 3.1 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:Series.values returning an ndarray that drops timezone")
@@ -175,8 +181,6 @@ def test_clock_and_calendar_know_half_days(desk: Desk, alpaca: httpx.Client) -> 
 def test_price_is_the_open_of_the_day_or_the_last_close(
     tmp_path: Path, moment: tuple[int, int, int], price: float
 ) -> None:
-    import polars as pl
-
     # The day of the month is the open, half more the close; nothing after the 15th.
     day = pl.col("session").dt.day().cast(pl.Float64)
     bars = flat_bars({"AAA": 1.0}, until=TODAY_AT_TEN.date())
@@ -187,7 +191,8 @@ def test_price_is_the_open_of_the_day_or_the_last_close(
     assert FakeBroker(FileBars(tmp_path / "bars.parquet"), now).price("AAA") == price
 
 
-def test_bars_are_paged_and_end_with_the_last_completed_session(alpaca: httpx.Client) -> None:
+def test_bars_are_paged_and_end_with_the_last_completed_session(desk: Desk, alpaca: httpx.Client) -> None:
+    desk.broker.move_to(datetime(2012, 6, 15, 9, 29, tzinfo=NEW_YORK))
     asked = {
         "symbols": "AAA,BBB",
         "timeframe": "1Day",
@@ -205,15 +210,127 @@ def test_bars_are_paged_and_end_with_the_last_completed_session(alpaca: httpx.Cl
 @pytest.mark.parametrize(
     ("start", "days"),
     [
-        ("2012-06-13", ["13", "14"]),
-        ("2012-06-13T00:00:00Z", ["13", "14"]),
-        ("2012-06-13T04:00:00Z", ["13", "14"]),
-        ("2012-06-13T04:00:01Z", ["14"]),
+        ("2012-06-13", ["13", "14", "15"]),
+        ("2012-06-13T00:00:00Z", ["13", "14", "15"]),
+        ("2012-06-13T04:00:00Z", ["13", "14", "15"]),
+        ("2012-06-13T04:00:01Z", ["14", "15"]),
     ],
 )
 def test_bars_start_is_compared_with_new_york_midnight(alpaca: httpx.Client, start: str, days: list[str]) -> None:
     bars = alpaca.get("/v2/stocks/bars", params={"symbols": "AAA", "timeframe": "1Day", "start": start}).json()
     assert [bar["t"][8:10] for bar in bars["bars"]["AAA"]] == days
+
+
+def test_bar_of_the_session_in_progress_holds_its_open_only(tmp_path: Path, bars: pl.DataFrame) -> None:
+    broker = FakeBroker(BundledBars(), datetime(2012, 8, 15, 12, 0, tzinfo=NEW_YORK))
+    full = bars.filter(symbol="IBM", session=date(2012, 8, 15)).row(0, named=True)
+    query = BarsQuery(symbols="IBM", timeframe="1Day", start="2012-08-14")
+    before, today = broker.market.bars(query, broker.now)["bars"]["IBM"]
+    assert [today[name] for name in "ohlc"] == [full["open"]] * 4
+    assert 0 < today["v"] < full["volume"]
+    assert before["h"] > before["l"]
+    broker.move_to(datetime(2012, 8, 15, 16, 20, tzinfo=NEW_YORK))
+    assert broker.market.bars(query, broker.now)["bars"]["IBM"][1]["c"] == full["close"]
+
+
+def test_adjusted_bars_take_later_splits_and_dividends_out(bars: pl.DataFrame) -> None:
+    market = FakeBroker(BundledBars(), datetime(2013, 3, 2, tzinfo=NEW_YORK)).market
+    # Microsoft split 2:1 on 18 February 2003.
+    asked = {"symbols": "MSFT", "timeframe": "1Day", "start": "2003-02-14", "end": "2003-02-18"}
+
+    def answered(adjustment: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        query = BarsQuery.model_validate({**asked, "adjustment": adjustment})
+        friday, tuesday = market.bars(query, datetime(2013, 3, 2, tzinfo=NEW_YORK))["bars"]["MSFT"]
+        return friday, tuesday
+
+    raw, split, paid, both = map(answered, ("raw", "split", "dividend", "all"))
+    assert split[0]["c"] == raw[0]["c"] / 2
+    assert split[0]["v"] == raw[0]["v"] * 2
+    assert split[1] == raw[1]
+    assert paid[0]["v"] == raw[0]["v"]
+    assert paid[0]["c"] < raw[0]["c"]
+    assert both[0]["c"] == pytest.approx(paid[0]["c"] / 2, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"timeframe": "7Min"}, "multiples of 5Min"),
+        ({"timeframe": "5Min"}, "daily bars only"),
+        ({"adjustment": "wild"}, "adjustment"),
+        ({"feed": "otc"}, "feed"),
+        ({"asof": "soon"}, "asof"),
+        ({"limit": "0"}, "limit"),
+        ({"limit": "10001"}, "limit"),
+        ({"colour": "red"}, "colour"),
+        ({"page_token": "?"}, "page_token"),
+        ({"start": "soon"}, "soon"),
+    ],
+)
+def test_query_that_is_not_simulated_is_refused_by_name(
+    alpaca: httpx.Client, change: dict[str, str], message: str
+) -> None:
+    answer = alpaca.get("/v2/stocks/bars", params={"symbols": "AAA", "timeframe": "1Day", **change})
+    assert answer.status_code in {400, 422}
+    assert message in answer.json()["message"]
+
+
+def test_recent_sip_bars_are_for_subscribers(alpaca: httpx.Client) -> None:
+    asked = {"symbols": "AAA", "timeframe": "1Day", "start": "2012-06-14", "end": "2012-06-15T13:46:00Z"}
+    refused = alpaca.get("/v2/stocks/bars", params={**asked, "feed": "sip"})
+    assert (refused.status_code, refused.json()["code"]) == (403, 42210000)
+    assert "recent SIP data" in refused.json()["message"]
+    assert alpaca.get("/v2/stocks/bars", params={**asked, "feed": "iex"}).status_code == 200
+    older = {**asked, "feed": "sip", "end": "2012-06-15T13:45:00Z"}
+    assert alpaca.get("/v2/stocks/bars", params=older).status_code == 200
+
+
+def test_answers_tell_the_request_limit(alpaca: httpx.Client) -> None:
+    headers = alpaca.get("/v2/clock").headers
+    assert (headers["x-ratelimit-limit"], headers["x-ratelimit-remaining"]) == ("200", "199")
+    assert int(headers["x-ratelimit-reset"]) == int(TODAY_AT_TEN.timestamp()) + 60
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize(
+    ("fault", "seen"),
+    [
+        ({"kind": "status", "status": 504, "body": "<html>"}, 504),
+        ({"kind": "status", "status": 429, "headers": {"Retry-After": "1"}}, 429),
+        ({"kind": "drop"}, httpx.RemoteProtocolError),
+        ({"kind": "hang"}, httpx.ReadTimeout),
+    ],
+)
+def test_fault_set_over_http_hits_the_order_before_or_after_it_is_booked(
+    desk: Desk, alpaca: httpx.Client, fault: dict[str, Any], seen: Any, after: bool
+) -> None:
+    setting = [{**fault, "path": "/v2/orders", "method": "POST", "after": after, "skip": 1}]
+    assert alpaca.put("/fake/faults", json=setting).status_code == 200
+    alpaca.timeout = 0.3
+    assert post(alpaca).status_code == 200
+    assert alpaca.get("/v2/orders").status_code == 200
+    if isinstance(seen, int):
+        assert post(alpaca).status_code == seen
+    else:
+        with pytest.raises(seen):
+            post(alpaca)
+    assert len(desk.broker.orders) == (2 if after else 1)
+    assert alpaca.get("/fake/faults").json() == []
+    assert post(alpaca).status_code == 200
+
+
+@pytest.mark.parametrize("fault", [{"kind": "flood"}, {"kind": "drop", "count": 0}, {"kind": "drop", "when": "now"}])
+def test_fault_that_is_none_is_refused(desk: Desk, alpaca: httpx.Client, fault: dict[str, Any]) -> None:
+    assert alpaca.put("/fake/faults", json=[fault]).status_code == 422
+    assert desk.broker.faults.pending == []
+
+
+def test_body_is_broken_off_in_the_middle(desk: Desk, alpaca: httpx.Client) -> None:
+    desk.broker.faults.put(Fault(kind="drop_half", path="/v2/cl*"))
+    with alpaca.stream("GET", "/v2/clock") as answer:
+        assert int(answer.headers["content-length"]) > 100
+        with pytest.raises(httpx.TransportError):
+            answer.read()
 
 
 def test_starting_position_in_unknown_symbol_is_a_user_error(desk: Desk) -> None:
@@ -251,7 +368,7 @@ def test_answers_satisfy_alpaca_pys_own_models(desk: Desk, alpaca: httpx.Client)
     data = StockHistoricalDataClient("k", "s", url_override=desk.broker_url)
     start = datetime(2012, 6, 13, tzinfo=NEW_YORK)
     bars = data.get_stock_bars(StockBarsRequest(symbol_or_symbols="AAA", timeframe=TimeFrame.Day, start=start))
-    assert [bar.timestamp.astimezone(NEW_YORK).day for bar in bars["AAA"]] == [13, 14]
+    assert [bar.timestamp.astimezone(NEW_YORK).day for bar in bars["AAA"]] == [13, 14, 15]
 
 
 def described(file: str, *path: str) -> dict[str, Any]:
@@ -319,6 +436,17 @@ def test_data_answer_fits_alpacas_description(alpaca: httpx.Client, route: str) 
     answer = alpaca.get(route, params=asked).json()
     assert set(next(iter(answer.values()))) == {"AAA", "BBB"}
     jsonschema.validate(answer, schema)
+
+
+def test_corporate_actions_fit_alpacas_description(bars: pl.DataFrame) -> None:
+    schema = described("market-data-api.json", "/v1/corporate-actions", "get", "responses", "200")
+    broker = FakeBroker(BundledBars(), TODAY_AT_TEN)
+    with served(app(broker)) as (url,):
+        asked = {"symbols": "IBM,MSFT", "start": "2003-01-01", "end": "2003-12-31"}
+        answer = httpx.get(f"{url}/v1/corporate-actions", params=asked, headers=KEYS, trust_env=False).json()
+    jsonschema.validate(answer, schema)
+    assert set(answer["corporate_actions"]) == {"forward_splits", "cash_dividends"}
+    assert len(answer["corporate_actions"]["cash_dividends"]) >= 4
 
 
 def test_order_that_the_executor_sends_fits_alpacas_description(desk: Desk) -> None:
