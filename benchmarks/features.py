@@ -20,8 +20,8 @@ import polars as pl
 
 from benchmarks.shape import Figure, arguments, interleaved, publish
 from data_pipeline.adjusted import adjustment_factor
+from data_pipeline.assemble import build_panel
 from data_pipeline.features import FeatureSet
-from data_pipeline.panel import build_panel
 from data_pipeline.sessions import sessions_between
 from data_pipeline.sources.bundled import BundledBars
 

@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 
 from benchmarks.features import market
+from data_pipeline.assemble import build_panel
 from data_pipeline.features import FeatureSet
-from data_pipeline.panel import build_panel, write_panel
+from data_pipeline.panel import write_panel
 
 
 def main() -> None:

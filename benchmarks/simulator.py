@@ -8,9 +8,9 @@ from collections.abc import Callable
 import numpy as np
 
 from benchmarks.shape import arguments, interleaved, publish
+from data_pipeline.assemble import build_panel
 from data_pipeline.features import FeatureSet
 from data_pipeline.folds import Span
-from data_pipeline.panel import build_panel
 from data_pipeline.scaling import fit_scaler
 from data_pipeline.sources.bundled import BundledBars
 from envs.market import Market

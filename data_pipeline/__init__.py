@@ -15,9 +15,12 @@ indicators   causal, scale-free functions of bars
 features     declared features and ordered sets of them
 compute      features of one symbol, block by block
 panel        dense [session, symbol, feature] arrays, memory-mapped
+assemble     bars to a panel
 build        source to snapshot to panel in one call
 folds        walk-forward and combinatorial splits with purge
 scaling      robust scaler fitted on training sessions
+poison       bars with an altered future, and panels built of them
+leakage      what moved, how far ahead it reads, and why
 audit        poisons the future and names what moved
 story        what a snapshot holds, as data and tables
 draw         a page with a symbol's bars and features

@@ -19,7 +19,8 @@ alterations of the same bars then tell how far it reads, and why:
 | axis | which sessions, symbols or features the panel holds depends on later bars |
 | unstable | two builds of the same bars differ |
 
-It is a test, not a proof: it finds the leaks that show at its instants.
+It is a test, not a proof: it finds the leaks that show at its instants. It holds several panels in memory; of
+thousands of symbols audit a sample, for all are computed by the same code.
 """
 
 from __future__ import annotations
@@ -38,12 +39,13 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from data_pipeline.assemble import build_panel
 from data_pipeline.config import Config
 from data_pipeline.errors import ConfigError, FoldError
 from data_pipeline.features import BLOCK_SESSIONS, FeatureSet
 from data_pipeline.folds import Span
 from data_pipeline.leakage import Cause, Findings, Leak, furthest
-from data_pipeline.panel import Panel, build_panel
+from data_pipeline.panel import Panel
 from data_pipeline.poison import Array, Bench, Build, Difference, Mask, Poisonable, differing
 from data_pipeline.scaling import fit_scaler
 from data_pipeline.sessions import month_closes, ordinals, schedule, week_closes

@@ -10,10 +10,12 @@ from datetime import date
 from pathlib import Path
 
 import polars as pl
+from pydantic import AwareDatetime
 
-from data_pipeline.errors import StoreError
+from data_pipeline.assemble import build_panel
+from data_pipeline.errors import ConfigError, StoreError
 from data_pipeline.features import FeatureSet
-from data_pipeline.panel import Allocate, Panel, build_panel, open_panel, write_panel
+from data_pipeline.panel import Allocate, Panel, open_panel, write_panel
 from data_pipeline.quality import QualityConfig, require
 from data_pipeline.schema import Timeframe
 from data_pipeline.sources.source import SourceConfig, source_of
@@ -37,6 +39,8 @@ class DataConfig(SourceConfig):
     """Thresholds of the checks that bars must pass."""
     snapshot: str | None = None
     """Id of a snapshot to build from instead of reading the source again, so that runs share the same bars."""
+    as_of: AwareDatetime | None = None
+    """Build from the newest snapshot of the source that the store held at this time; none: read the source."""
     store: str = "store"
     """Root of bar snapshots: a folder or an s3:// URI."""
     panels: Path = Path("store/panels")
@@ -66,6 +70,24 @@ def fetch(config: DataConfig, on_progress: Callable[[int, int], None] = lambda *
     return snapshot
 
 
+def chosen_snapshot(config: DataConfig, store: Store) -> Snapshot | None:
+    """Returns the snapshot that `config` names by id or by time, None where it names none.
+
+    Raises:
+        StoreError: There is no such snapshot.
+        ConfigError: Both are set.
+    """
+    if config.snapshot and config.as_of:
+        raise ConfigError(f"snapshot={config.snapshot} and as_of={config.as_of}: set one of them")
+    if config.snapshot:
+        return store.snapshot(config.snapshot)
+    if config.as_of is None:
+        return None
+    known = config.source in ("bundled", "alpaca", "world")
+    series = {"source": config.source} if known else {"source": "files", "feed": Path(config.source).name}
+    return store.as_of(config.as_of, series)
+
+
 def build(
     config: DataConfig, snapshot: Snapshot | None = None, on_progress: Callable[[int, int], None] = lambda *_: None
 ) -> Path:
@@ -75,13 +97,12 @@ def build(
 
     Args:
         config: All settings.
-        snapshot: Of the store that `config` names; None: `config.snapshot`, else a new one of the source.
+        snapshot: Of the store that `config` names; None: see `chosen_snapshot`, else a new one of the source.
         on_progress: Is told (symbols done, symbols in all).
     """
     feature_set = FeatureSet.of(config.features)
     store = Store(config.store)
-    if snapshot is None:
-        snapshot = store.snapshot(config.snapshot) if config.snapshot else fetch(config)
+    snapshot = snapshot or chosen_snapshot(config, store) or fetch(config)
     bars = store.read(snapshot.id)
     intraday = store.read(snapshot.id, "5Min") if feature_set.needs_intraday else None
     symbols = config.symbols or tuple(bars["symbol"].unique().sort())

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from data_pipeline.build import DataConfig, build, fetch
+from data_pipeline.build import DataConfig, build, chosen_snapshot, fetch
 from data_pipeline.config import read_yaml, with_overrides
 from data_pipeline.errors import ConfigError, one_line_errors
 from data_pipeline.features import FeatureSet
@@ -71,7 +71,7 @@ def build_command(config: ConfigFile = None, assignments: Settings = None, as_js
     """Fetch, compute features, and write the memory-mapped panel.
 
     A panel that only lacks the newest sessions is continued. `--set snapshot=ID` builds from a snapshot of the
-    store instead of fetching.
+    store instead of fetching, `--set as_of=2026-11-20T21:30:00Z` from the newest of that time.
 
     Example: swing-data build --set start=2005-01-01 --set features=my_features.yaml
     """
@@ -231,10 +231,9 @@ def _to_check(settings: DataConfig) -> pl.DataFrame:
 
 def _tables_of(settings: DataConfig) -> tuple[pl.DataFrame, pl.DataFrame | None]:
     """Daily and, where a feature reads them, 5-minute bars, of the chosen snapshot or of the source."""
-    wanted = settings.timeframes
-    if settings.snapshot:
-        store = Store(settings.store)
-        tables = [store.read(settings.snapshot, timeframe) for timeframe in wanted]
+    wanted, store = settings.timeframes, Store(settings.store)
+    if (snapshot := chosen_snapshot(settings, store)) is not None:
+        tables = [store.read(snapshot.id, timeframe) for timeframe in wanted]
     else:
         source = source_of(settings)
         tables = [source.fetch(settings.symbols, settings.start, settings.end, timeframe) for timeframe in wanted]

@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from data_pipeline.assemble import build_panel
 from data_pipeline.errors import ConfigError
 from data_pipeline.features import Feature, FeatureSet
-from data_pipeline.panel import RAW, Panel, build_panel
+from data_pipeline.panel import RAW, Panel
 from data_pipeline.schema import PRICES
 from data_pipeline.sessions import Sessions
 from data_pipeline.store import Store

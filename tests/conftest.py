@@ -11,8 +11,9 @@ import polars as pl
 import pytest
 import yaml
 
+from data_pipeline.assemble import build_panel
 from data_pipeline.features import FeatureSet
-from data_pipeline.panel import Panel, build_panel
+from data_pipeline.panel import Panel
 from data_pipeline.scaling import fit_scaler
 from data_pipeline.sources.bundled import BundledBars
 from envs.market import Market

@@ -16,9 +16,10 @@ import psutil
 import pytest
 import torch
 
+from data_pipeline.assemble import build_panel
 from data_pipeline.features import FeatureSet
 from data_pipeline.folds import Span
-from data_pipeline.panel import build_panel, open_panel
+from data_pipeline.panel import open_panel
 from data_pipeline.scaling import fit_scaler
 from envs.backtest import backtest
 from envs.bundle import LstmPolicy, read_bundle, write_bundle

@@ -11,9 +11,10 @@ from datetime import UTC, datetime
 import numpy as np
 import polars as pl
 
+from data_pipeline.assemble import build_panel
 from data_pipeline.errors import BarsError, BundleError
 from data_pipeline.features import FeatureSet
-from data_pipeline.panel import Panel, build_panel
+from data_pipeline.panel import Panel
 from data_pipeline.schema import checked
 from envs.backtest import window_at
 from envs.bundle import Bundle

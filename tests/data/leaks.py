@@ -9,12 +9,13 @@ import numpy as np
 import polars as pl
 
 from data_pipeline.adjusted import Bars, Column, adjustment_factor, log_change
+from data_pipeline.assemble import build_panel, market_of
 from data_pipeline.audit import AT_THE_OPEN, Pipeline, pipeline_of
 from data_pipeline.errors import BarsError
 from data_pipeline.features import Feature, FeatureSet
 from data_pipeline.folds import Span
 from data_pipeline.indicators import Indicator, sma_distance
-from data_pipeline.panel import Panel, build_panel, market_of
+from data_pipeline.panel import Panel
 from data_pipeline.scaling import fit_scaler
 from data_pipeline.sessions import bells_of
 

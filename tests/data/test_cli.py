@@ -47,6 +47,17 @@ def test_diff_names_the_session_that_was_added(store, command):
     assert {c["symbol"] for c in changes} == {"AAPL", "FB", "GOOG", "IBM", "MSFT"}
 
 
+def test_build_as_of_an_earlier_time_gives_that_view(store, command):
+    folder, (before, _) = store
+    first = json.loads(command("swing-data", "show", "--store", folder / "s", "--json").stdout)[0]
+    settings = (*_settings(folder), "--set", f"as_of={first['written_at']}")
+    done = command("swing-data", "build", *settings, "--json")
+    assert json.loads(done.stdout) == before
+    too_early = command("swing-data", "build", *_settings(folder), "--set", "as_of=2020-01-01T00:00:00Z")
+    assert too_early.returncode == 2
+    assert "no snapshot" in too_early.stderr
+
+
 def test_show_lists_tells_and_draws(store, command, tmp_path):
     folder, (_, after) = store
     listed = json.loads(command("swing-data", "show", "--store", folder / "s", "--json").stdout)

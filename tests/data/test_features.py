@@ -10,10 +10,11 @@ import polars as pl
 import pytest
 
 from data_pipeline.adjusted import adjusted_bars, adjustment_factor
+from data_pipeline.assemble import build_panel, market_of
 from data_pipeline.compute import blocks
 from data_pipeline.errors import BarsError, ConfigError, StoreError
 from data_pipeline.features import BLOCK_SESSIONS, DAILY_MEMORY_SESSIONS, FeatureSet, feature
-from data_pipeline.panel import RAW, build_panel, market_of
+from data_pipeline.panel import RAW
 from data_pipeline.schema import checked
 from data_pipeline.sessions import ordinals, week_closes
 

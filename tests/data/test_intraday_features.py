@@ -8,10 +8,10 @@ import numpy as np
 import polars as pl
 import pytest
 
+from data_pipeline.assemble import build_panel
 from data_pipeline.errors import BarsError
 from data_pipeline.features import FeatureSet
 from data_pipeline.intraday import to_daily
-from data_pipeline.panel import build_panel
 from data_pipeline.schema import checked
 from data_pipeline.sessions import schedule
 from ticks import ticks

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_pipeline.assemble import build_panel
 from data_pipeline.errors import StoreError
 from data_pipeline.features import FeatureSet
-from data_pipeline.panel import build_panel, open_panel, save_panel, write_panel
+from data_pipeline.panel import open_panel, save_panel, write_panel
 
 
 def _flip(path: Path, at: int) -> None:

@@ -19,12 +19,12 @@ from playwright.sync_api import Page
 from rich.console import Console
 
 from browser import brightness, browser, page  # noqa: F401  (fixtures)
+from data_pipeline.assemble import build_panel
 from data_pipeline.draw import UNITS, draw
 from data_pipeline.errors import ConfigError, StoreError, UnknownSymbolError
 from data_pipeline.features import FeatureSet
 from data_pipeline.indicators import INDICATORS
 from data_pipeline.intraday import resample, to_daily
-from data_pipeline.panel import build_panel
 from data_pipeline.quality import findings
 from data_pipeline.sessions import sessions_between
 from data_pipeline.store import Snapshot, Store

@@ -221,3 +221,15 @@ def test_store_on_s3_endpoint_that_is_no_url_is_one_line(s3, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "nonsense")
     with pytest.raises(StoreError, match="Invalid endpoint: nonsense; correct"):
         Store("s3://market/bars")
+
+
+def test_command_builds_from_a_bucket_and_a_refusal_is_one_line(s3, command, tmp_path, monkeypatch):
+    settings = ("--set", "store=s3://market/bars", "--set", f"panels={tmp_path}", "--set", "features=[rsi_14]")
+    done = command("swing-data", "build", *settings, "--json")
+    assert done.returncode == 0, done.stderr
+    assert _keys(s3, "bars/snapshots/")
+    assert f'"snapshot": "{Store("s3://market/bars").snapshots()[0].id}"' in done.stdout
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    down = command("swing-data", "build", *settings)
+    assert (down.returncode, down.stderr.count("\n")) == (2, 1)
+    assert "127.0.0.1:9" in down.stderr
