@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from benchmarks.shape import Figure, arguments, interleaved, publish
+from benchmarks.shape import arguments, figure, interleaved, publish
 from data_pipeline.adjusted import adjustment_factor
 from data_pipeline.assemble import build_panel
 from data_pipeline.features import FeatureSet
@@ -54,14 +54,18 @@ def main() -> None:
     except ImportError as error:
         skipped["pandas_ta_classic"] = str(error)
     figures = interleaved(contestants, UNIT, runs)
-    figures |= {
-        f"memory_{n}_symbols": _memory(n, sessions) for n in ((symbols,) if options.quick else (SYMBOLS, 10 * SYMBOLS))
-    }
-    figures["peak_memory_over_panel"] = _ratio_figure(figures[f"memory_{symbols}_symbols"])
+    sizes = (symbols,) if options.quick else (SYMBOLS, 10 * SYMBOLS)
+    builds = _builds(sizes, sessions, 1 if options.quick else 3)
+    for size, told in builds.items():
+        figures[f"peak_mib_{size}_symbols"] = figure([b["peak_bytes"] / 2**20 for b in told], "MiB, whole process")
+        figures[f"build_rows_per_cpu_s_{size}_symbols"] = figure([b["rows"] / b["cpu_s"] for b in told], UNIT)
+    over = [build["peak_bytes"] / build["panel_bytes"] for build in builds[symbols]]
+    figures["peak_memory_over_panel"] = figure(over, "peak of the process over the panel")
     ours = figures["shared_rows_per_cpu_s"]["median"]
     ratios = {f"vs_{peer}": ours / figures[peer]["median"] for peer in contestants if not peer.endswith("cpu_s")}
     if not options.quick:
-        ratios["cost_per_row_5000_vs_500_symbols"] = _cost_ratio(figures)
+        cost = [figures[f"build_rows_per_cpu_s_{size}_symbols"]["median"] for size in sizes]
+        ratios["cost_per_row_5000_vs_500_symbols"] = cost[0] / cost[1]
     publish("features", options, figures, ratios, skipped)
 
 
@@ -160,23 +164,15 @@ def _pandas_ta_classic() -> Callable[[Any], dict[str, Any]]:
     return compute
 
 
-def _memory(symbols: int, sessions: int) -> Figure:
-    """Peak resident memory and CPU of a process that builds and writes the panel of so many symbols."""
-    command = [sys.executable, "-m", "benchmarks.panel_memory", str(symbols), str(sessions)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    told: dict[str, float] = json.loads(done.stdout)
-    peak = told["peak_bytes"] / 2**20
-    return {"median": peak, "min": peak, "max": peak, "runs": 1, "unit": "MiB peak of the whole process", **told}
-
-
-def _ratio_figure(memory: Figure) -> Figure:
-    ratio = memory["peak_bytes"] / memory["panel_bytes"]
-    return {"median": ratio, "min": ratio, "max": ratio, "runs": 1, "unit": "peak of the process over the panel"}
-
-
-def _cost_ratio(figures: dict[str, Figure]) -> float:
-    small, large = (figures[f"memory_{n}_symbols"] for n in (SYMBOLS, 10 * SYMBOLS))
-    return float((large["cpu_s"] / large["rows"]) / (small["cpu_s"] / small["rows"]))
+def _builds(sizes: tuple[int, ...], sessions: int, runs: int) -> dict[int, list[dict[str, float]]]:
+    """Peak memory and CPU of processes that build and write panels of so many symbols, in turn."""
+    told: dict[int, list[dict[str, float]]] = {size: [] for size in sizes}
+    for _ in range(runs):
+        for size in sizes:
+            command = [sys.executable, "-m", "benchmarks.panel_memory", str(size), str(sessions)]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            told[size].append(json.loads(done.stdout))
+    return told
 
 
 if __name__ == "__main__":

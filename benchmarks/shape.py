@@ -42,10 +42,13 @@ def interleaved(contestants: Mapping[str, Callable[[], float]], unit: str, runs:
             rate = run()
             if number:
                 rates[name].append(rate)
-    return {
-        name: {"median": statistics.median(r), "min": min(r), "max": max(r), "runs": runs, "unit": unit}
-        for name, r in rates.items()
-    }
+    return {name: figure(found, unit) for name, found in rates.items()}
+
+
+def figure(values: list[float], unit: str) -> Figure:
+    """Returns median, min and max of some runs."""
+    extent = {"median": statistics.median(values), "min": min(values), "max": max(values)}
+    return {**extent, "runs": len(values), "unit": unit}
 
 
 def publish(
@@ -57,8 +60,8 @@ def publish(
 ) -> None:
     """Prints the table and, where asked for, the JSON object."""
     table = Table("figure", "median", "min", "max", "unit", title=name)
-    for key, figure in figures.items():
-        table.add_row(key, *(shown(figure[part]) for part in ("median", "min", "max")), figure["unit"])
+    for key, found in figures.items():
+        table.add_row(key, *(shown(found[part]) for part in ("median", "min", "max")), found["unit"])
     for key, ratio in ratios.items():
         table.add_row(key, f"{ratio:.2f}", "", "", "ratio")
     for peer, reason in skipped.items():

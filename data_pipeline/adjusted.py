@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -36,7 +37,7 @@ class Bars:
     session: Sessions
     market: Column = field(default_factory=lambda: np.empty(0))
     breadth: Column = field(default_factory=lambda: np.empty(0))
-    _known: dict[Any, Column] = field(default_factory=dict, repr=False, compare=False)
+    _known: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
         """Returns the number of bars."""
@@ -68,10 +69,16 @@ class Bars:
             inputs: Names of attributes, in the function's order.
             parameters: Of the function.
         """
-        key = (indicator, inputs, tuple(parameters.items()))
+        # The wrapped function is TA-Lib's own; the wrapper only looks for pandas and polars.
+        return self.once(
+            (indicator, inputs, tuple(parameters.items())),
+            lambda: indicator.__wrapped__(*(getattr(self, name) for name in inputs), **parameters),
+        )
+
+    def once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
+        """Returns what `compute` returns, a column or a tuple of them, read-only; called once for each key."""
         if key not in self._known:
-            # The wrapped function is TA-Lib's own; the wrapper only looks for pandas and polars.
-            found = indicator.__wrapped__(*(getattr(self, name) for name in inputs), **parameters)
+            found = compute()
             for column in found if isinstance(found, tuple) else (found,):
                 column.flags.writeable = False
             self._known[key] = found

@@ -22,7 +22,7 @@ from data_pipeline.sessions import Sessions, ordinals, schedule, sessions_betwee
 RISK_WINDOW_SESSIONS = 20
 BREADTH_SESSIONS = 50
 # Symbols that are written to the dense arrays together: runs long enough for memory, short enough for cache.
-_ABREAST = 16
+_ABREAST = 64
 
 
 def in_memory(_: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:

@@ -301,9 +301,13 @@ def _audit_table(result: Any) -> Table:
         for note in result.notes:
             table.add_row("note", note)
         return table
-    table = Table("leak", "where first", "cause", "what it does", title=f"{len(result.leaks)} leaks", caption=looked)
+    number = len(result.leaks)
+    table = Table(title=f"{number} leak{'s' * (number != 1)}", caption=looked)
+    for head in ("column", "seen first", "cause", "reads ahead", "what it does"):
+        table.add_column(head)
     for leak in result.leaks:
-        table.add_row(leak.column, f"{leak.symbol or 'all'} {leak.session}", leak.cause, leak.explanation)
+        reach = "" if leak.reach_sessions is None else f"{leak.reach_sessions} sessions"
+        table.add_row(leak.column, f"{leak.symbol or 'all'} {leak.session}", leak.cause, reach, leak.explanation)
     return table
 
 

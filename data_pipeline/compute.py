@@ -61,9 +61,9 @@ def features_of(symbol: SymbolBars, feature_set: FeatureSet, since: int = 0) -> 
     """Returns the features of the rows from `since` on, `[F, T - since]`, NaN during warm-up."""
     result = np.empty((len(feature_set.features), len(symbol.day) - since), np.float32)
     for block in blocks(symbol.ordinal, since):
-        views = _views(symbol, block, feature_set)
+        views, kept, tail = _views(symbol, block, feature_set), block.kept(since), block.tail(since)
         for row, feature in zip(result, feature_set.features, strict=True):
-            row[block.kept(since)] = _daily(feature, views[feature.timeframe])[block.tail(since)]
+            row[kept] = _daily(feature, views[feature.timeframe])[tail]
     return result
 
 

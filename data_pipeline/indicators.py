@@ -183,12 +183,12 @@ def volatility_tercile(bars: Bars, n: int) -> Column:
 
 def directional_index(bars: Bars, n: int) -> Column:
     """ADX by Wilder, scaled to [-1, 1]."""
-    return _adx(bars, n) / 50.0 - 1.0
+    return bars.once((_adx, n), lambda: _adx(bars, n)) / 50.0 - 1.0
 
 
 def trend_regime(bars: Bars, n: int) -> Column:
     """1 where ADX is above 25 (trend), -1 where it is below 20 (range), 0 between."""
-    index = _adx(bars, n)
+    index = bars.once((_adx, n), lambda: _adx(bars, n))
     return np.where(np.isnan(index), np.nan, (index > 25.0).astype(float) - (index < 20.0))
 
 
@@ -273,10 +273,11 @@ def _adx(bars: Bars, n: int) -> Column:
     Not `talib.ADX`: where high and low move alike neither counts, and prices in cents often do; on adjusted
     prices rounding would break such ties by chance, so that the value depended on the adjustment's scale.
     """
-    up, down = np.diff(bars.high, prepend=np.nan), -np.diff(bars.low, prepend=np.nan)
-    apart = np.abs(up - down) > _FORGOTTEN * bars.close
-    plus = _wilder_mean(np.where(apart & (up > down), np.maximum(up, 0.0), 0.0), n)
-    minus = _wilder_mean(np.where(apart & (down > up), np.maximum(down, 0.0), 0.0), n)
+    up, down = np.zeros_like(bars.high), np.zeros_like(bars.low)
+    up[1:], down[1:] = bars.high[1:] - bars.high[:-1], bars.low[:-1] - bars.low[1:]
+    apart, tie = up - down, _FORGOTTEN * bars.close
+    plus = _wilder_mean(np.where(apart > tie, np.maximum(up, 0.0), 0.0), n)
+    minus = _wilder_mean(np.where(-apart > tie, np.maximum(down, 0.0), 0.0), n)
     return _wilder_mean(100.0 * np.abs(plus - minus) / np.maximum(plus + minus, 1e-300), n)
 
 
