@@ -13,8 +13,8 @@ blobs        where a store keeps its bytes: folders, buckets
 adjusted     total-return adjusted bars of one symbol
 indicators   causal, scale-free functions of bars
 features     declared features and ordered sets of them
-compute      features of one symbol, block by block
-panel        dense [session, symbol, feature] arrays, memory-mapped
+compute      what is derived from one symbol's bars, block by block
+panel        dense arrays over symbols, sessions and features, memory-mapped
 assemble     bars to a panel
 build        source to snapshot to panel in one call
 folds        walk-forward and combinatorial splits with purge

@@ -1,8 +1,8 @@
-"""Checked bars to a panel: raw fields, the market, then features of some symbols abreast."""
+"""Checked bars to a panel: raw columns of all symbols, the market, then what is derived, symbol by symbol."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -11,18 +11,18 @@ import numpy.typing as npt
 import polars as pl
 import talib
 
-from data_pipeline.adjusted import Bars, adjusted_bars, adjustment_factor
-from data_pipeline.compute import Intraday, SymbolBars, features_of, in_blocks
+from data_pipeline.adjusted import Bars, adjusted_bars, adjustment_factor, log_change
+from data_pipeline.compute import Intraday, SymbolBars, derived
 from data_pipeline.errors import BarsError, StoreError
 from data_pipeline.features import INTRADAY, FeatureSet, FeatureTimeframe
 from data_pipeline.intraday import resample
-from data_pipeline.panel import DERIVED, RAW, Allocate, Floats, Panel
+from data_pipeline.panel import COLUMNS, RAW, Allocate, Floats, Panel, run_lengths
 from data_pipeline.sessions import Sessions, ordinals, schedule, sessions_between, week_closes
 
 RISK_WINDOW_SESSIONS = 20
 BREADTH_SESSIONS = 50
-# Symbols that are written to the dense arrays together: runs long enough for memory, short enough for cache.
-_ABREAST = 64
+_ADJUSTED_CLOSE, _RISK = COLUMNS.index("adjusted_close"), COLUMNS.index("sigma")  # and adv, spread
+_NO_BAR = np.array([{"split": 1.0, "dividend": 0.0}.get(name, np.nan) for name in COLUMNS])
 
 
 def in_memory(_: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
@@ -65,18 +65,30 @@ def build_panel(
     days = bars["session"]
     sessions = sessions_between(days.min(), days.max(), exchange)  # type: ignore[arg-type]
     since = 0 if before is None else _continued(before, feature_set, symbols, sessions, exchange)
-    shape = (len(sessions), len(symbols))
-    features = allocate("features", (*shape, len(feature_set.features)), np.float32)
-    fields = {name: allocate(name, shape, np.float64) for name in (*RAW, *DERIVED)}
-    members = [member for member in _members(bars, sessions, exchange) if member.symbol in symbols]
-    _fill_raw(fields, members, symbols)
+    shape = (len(symbols), len(sessions))
+    panel = Panel(
+        allocate("sessions", sessions.shape, sessions.dtype),
+        symbols,
+        feature_set.names,
+        feature_set.schema_hash,
+        dict(source or {}),
+        allocate("features", (*shape, len(feature_set.features)), np.float32),
+        allocate("bars", (*shape, len(COLUMNS)), np.float64),
+        allocate("ready_run", shape, np.int32),
+        allocate("last_bar", shape[:1], np.int64),
+        exchange,
+    )
+    panel.sessions[:] = sessions
+    members = _members(bars, sessions, symbols, exchange)
+    _fill_raw(panel, members)
     if before is not None:
-        _keep(before, features, fields)
-    calendar = _Calendar.of(sessions, exchange, feature_set, fields["adjusted_close"])
+        _keep(before, panel)
+    calendar = _Calendar.of(sessions, exchange, feature_set, panel.fields["adjusted_close"])
     within = _within_sessions(intraday, members, feature_set, exchange)
-    _fill_features(features, fields, members, symbols, feature_set, calendar, within, since, on_progress)
-    identity = (feature_set.names, feature_set.schema_hash, dict(source or {}))
-    return Panel(sessions, symbols, *identity, features, fields, exchange)
+    for n, symbol in enumerate(symbols):
+        _fill_derived(panel, n, members.get(symbol), feature_set, calendar, within, since)
+        on_progress(n + 1, len(symbols))
+    return panel
 
 
 class _Member(NamedTuple):
@@ -114,32 +126,31 @@ def market_of(adjusted_close: Floats) -> tuple[Floats, Floats]:
     Breadth is the share of symbols above their price of 50 sessions ago. Symbols without a price on one of
     the two sessions are left out; where all are, the return is 0 and the breadth NaN.
     """
-    total, count = len(adjusted_close), adjusted_close.shape[1]
-    market, breadth = np.zeros(total), np.full(total, np.nan)
-    step = max(1, 2**20 // count)  # rows at a time: temporaries of 8 MiB
-    for low in range(1, total, step):
-        rows = slice(low, min(low + step, total))
-        change = np.log(adjusted_close[rows] / adjusted_close[low - 1 : rows.stop - 1])
-        known = np.isfinite(change)
-        number = known.sum(axis=1)
-        market[rows] = np.where(known, change, 0.0).sum(axis=1) / np.maximum(number, 1)
-    for low in range(BREADTH_SESSIONS, total, step):
-        rows = slice(low, min(low + step, total))
-        past = adjusted_close[low - BREADTH_SESSIONS : rows.stop - BREADTH_SESSIONS]
-        number = np.isfinite(adjusted_close[rows] * past).sum(axis=1)
-        above = (adjusted_close[rows] > past).sum(axis=1)
-        breadth[rows] = np.where(number > 0, above / np.maximum(number, 1), np.nan)
-    return market, breadth
+    total = len(adjusted_close)
+    change, moved = np.zeros(total), np.zeros(total, np.int64)
+    above, compared = np.zeros(total, np.int64), np.zeros(total, np.int64)
+    for strided in adjusted_close.T:
+        close = np.ascontiguousarray(strided)
+        own = log_change(close)
+        known = np.isfinite(own)
+        change += np.where(known, own, 0.0)
+        moved += known
+        past = close[:-BREADTH_SESSIONS]
+        above[BREADTH_SESSIONS:] += close[BREADTH_SESSIONS:] > past
+        compared[BREADTH_SESSIONS:] += np.isfinite(close[BREADTH_SESSIONS:] * past)
+    return change / np.maximum(moved, 1), np.where(compared > 0, above / np.maximum(compared, 1), np.nan)
 
 
-def _members(bars: pl.DataFrame, sessions: Sessions, exchange: str) -> Iterator[_Member]:
-    offset = 0
+def _members(bars: pl.DataFrame, sessions: Sessions, symbols: tuple[str, ...], exchange: str) -> dict[str, _Member]:
+    members, offset, wanted = {}, 0, set(symbols)
     runs = bars["symbol"].rle().struct.unnest()
     for length, symbol in runs.iter_rows():
         rows = bars.slice(offset, length)
         at = _rows_of(rows["session"].to_numpy(), sessions, symbol, exchange)
-        yield _Member(symbol, rows, adjustment_factor(rows), at)
+        if symbol in wanted:
+            members[symbol] = _Member(symbol, rows, adjustment_factor(rows), at)
         offset += length
+    return members
 
 
 def _rows_of(days: npt.NDArray[Any], sessions: Sessions, symbol: str, exchange: str) -> npt.NDArray[np.int64]:
@@ -166,72 +177,61 @@ def _continued(
     return since
 
 
-def _keep(before: Panel, features: npt.NDArray[np.float32], fields: dict[str, Floats]) -> None:
+def _keep(before: Panel, panel: Panel) -> None:
     """Copies the rows of `before` after comparing the bars that both were made of."""
     since = len(before.sessions)
-    for name in (*RAW, "adjusted_close"):
-        differs = np.argwhere(~_equal(before.fields[name], fields[name][:since]))
+    for n, (was, now) in enumerate(zip(before.bars_NTK, panel.bars_NTK[:, :since], strict=True)):
+        differs = np.argwhere(~_equal(was[:, :_RISK], now[:, :_RISK]))
         if len(differs):
-            t, n = differs[0]
+            t, k = differs[0]
             raise StoreError(
-                f"{before.symbols[n]} {before.sessions[t]}: {name} was {before.fields[name][t, n]} and is now "
-                f"{fields[name][t, n]}: history was revised; build the panel anew"
+                f"{before.symbols[n]} {before.sessions[t]}: {COLUMNS[k]} was {was[t, k]} and is now {now[t, k]}: "
+                "history was revised; build the panel anew"
             )
-    features[:since] = before.features
-    for name in DERIVED:
-        fields[name][:since] = before.fields[name]
+        now[:] = was
+    panel.features_NTF[:, :since] = before.features_NTF
+    panel.ready_run_NT[:, :since] = before.ready_run_NT
 
 
 def _equal(a: Floats, b: Floats) -> npt.NDArray[np.bool_]:
     return (a == b) | (np.isnan(a) & np.isnan(b))
 
 
-def _fill_raw(fields: dict[str, Floats], members: list[_Member], symbols: tuple[str, ...]) -> None:
-    total = len(fields["close"])
-    neutral = dict.fromkeys(("split",), 1.0) | dict.fromkeys(("dividend",), 0.0)
-    by_symbol = {member.symbol: member for member in members}
-    for low in range(0, len(symbols), _ABREAST):
-        names = symbols[low : low + _ABREAST]
-        for name in (*RAW, "adjusted_close"):
-            columns = np.full((len(names), total), neutral.get(name, np.nan))
-            for column, symbol in zip(columns, names, strict=True):
-                if (member := by_symbol.get(symbol)) is not None:
-                    values = member.rows[name.removeprefix("adjusted_")].to_numpy()
-                    column[member.at] = values * member.factor if name == "adjusted_close" else values
-            fields[name][:, low : low + _ABREAST] = columns.T
+def _fill_raw(panel: Panel, members: dict[str, _Member]) -> None:
+    """Writes what was traded, and adjusted closes."""
+    for bars_TK, symbol in zip(panel.bars_NTK, panel.symbols, strict=True):
+        bars_TK[:] = _NO_BAR
+        if (member := members.get(symbol)) is not None:
+            at = _range(member.at)
+            for k, name in enumerate(RAW):
+                bars_TK[at, k] = member.rows[name].to_numpy()
+            bars_TK[at, _ADJUSTED_CLOSE] = member.rows["close"].to_numpy() * member.factor
 
 
-def _fill_features(
-    features: npt.NDArray[np.float32],
-    fields: dict[str, Floats],
-    members: list[_Member],
-    symbols: tuple[str, ...],
+def _fill_derived(
+    panel: Panel,
+    n: int,
+    member: _Member | None,
     feature_set: FeatureSet,
     calendar: _Calendar,
     within: dict[str, dict[FeatureTimeframe, Intraday]],
     since: int,
-    on_progress: Callable[[int, int], None],
 ) -> None:
-    """Computes the rows from `since` on, some symbols abreast."""
-    by_symbol = {member.symbol: member for member in members}
-    total = len(calendar.sessions) - since
-    for low in range(0, len(symbols), _ABREAST):
-        names = symbols[low : low + _ABREAST]
-        block = np.full((len(names), features.shape[2], total), np.nan, np.float32)
-        sigma, adv = (np.full((len(names), total), np.nan) for _ in range(2))
-        for column, symbol in enumerate(names):
-            if (member := by_symbol.get(symbol)) is None:
-                continue
-            first = int(np.searchsorted(member.at, since))
-            at = _range(member.at[first:] - since)
-            own = _symbol_bars(member, calendar, within[symbol])
-            block[column][:, at] = features_of(own, feature_set, first)
-            sigma[column, at] = in_blocks(own, _sigma, first)
-            adv[column, at] = in_blocks(own, _average_volume, first) * member.factor[first:]
-        features[since:, low : low + _ABREAST] = block.transpose(2, 0, 1)
-        fields["sigma"][since:, low : low + _ABREAST] = sigma.T
-        fields["adv"][since:, low : low + _ABREAST] = adv.T
-        on_progress(low + len(names), len(symbols))
+    """Computes one symbol's rows from `since` on."""
+    features_TF, bars_TK = panel.features_NTF[n, since:], panel.bars_NTK[n, since:]
+    features_TF[:] = np.nan
+    ready = np.zeros(len(features_TF), bool)
+    if member is not None:
+        first = int(np.searchsorted(member.at, since))
+        at = _range(member.at[first:] - since)
+        own = _symbol_bars(member, calendar, within[panel.symbols[n]])
+        features_FT, (sigma, adv, spread) = derived(own, feature_set, (_sigma, _average_volume, quoted_spread), first)
+        features_TF[at] = features_FT.T
+        ready[at] = np.isfinite(features_FT).all(axis=0) & (own.day.volume[first:] > 0)
+        bars_TK[at, _RISK:] = np.stack([sigma, adv * member.factor[first:], spread], axis=-1)
+    run_before = int(panel.ready_run_NT[n, since - 1]) if since else 0
+    panel.ready_run_NT[n, since:] = run_lengths(ready, run_before)
+    panel.last_bar_N[n] = -1 if member is None else member.at[-1]
 
 
 def _range(at: npt.NDArray[np.int64]) -> slice | npt.NDArray[np.int64]:
@@ -259,20 +259,37 @@ def _average_volume(bars: Bars) -> Floats:
     return bars.ta(talib.SMA, "volume", timeperiod=RISK_WINDOW_SESSIONS)
 
 
+def quoted_spread(bars: Bars) -> Floats:
+    """Returns the estimated quoted spread over the price, a fraction, `[T]`; NaN in the first 20 bars.
+
+    With the close c and the middle eta of high and low, all in logs, the mean over 20 pairs of successive bars of
+    sqrt(max(4 (c_tm1 - eta_tm1) (c_tm1 - eta_t), 0)): Abdi and Ranaldo (2017), "A Simple Estimation of Bid-Ask
+    Spreads from Daily Close, High, and Low Prices", two-day corrected. Pessimistic where the spread is small
+    beside the day's range: pairs that chance makes negative count as zero, those it makes positive count in full.
+    """
+    result = np.full(len(bars), np.nan)
+    if len(bars) > RISK_WINDOW_SESSIONS:
+        close, middle = np.log(bars.close), 0.5 * np.log(bars.high * bars.low)
+        square = 4.0 * (close[:-1] - middle[:-1]) * (close[:-1] - middle[1:])
+        mean = talib.SMA(np.sqrt(np.maximum(square, 0.0)), RISK_WINDOW_SESSIONS)
+        result[1:] = np.maximum(mean, 0.0)  # a running sum may end a hair below zero
+    return result
+
+
 def _within_sessions(
-    intraday: pl.DataFrame | None, members: list[_Member], feature_set: FeatureSet, exchange: str
+    intraday: pl.DataFrame | None, members: dict[str, _Member], feature_set: FeatureSet, exchange: str
 ) -> dict[str, dict[FeatureTimeframe, Intraday]]:
     """Returns adjusted intraday bars by symbol and timeframe, of those timeframes that are read."""
-    result: dict[str, dict[FeatureTimeframe, Intraday]] = {member.symbol: {} for member in members}
+    result: dict[str, dict[FeatureTimeframe, Intraday]] = {symbol: {} for symbol in members}
     if intraday is None:
         return result
     for timeframe in feature_set.timeframes.intersection(INTRADAY):
         table = intraday if timeframe == "5min" else resample(intraday, 60, exchange)
         by_symbol = table.partition_by("symbol", as_dict=True, maintain_order=True)
-        for member in members:
-            rows = by_symbol.get((member.symbol,), table.clear())
+        for symbol, member in members.items():
+            rows = by_symbol.get((symbol,), table.clear())
             factor = member.factor[_daily_rows(member, rows)]
-            result[member.symbol][timeframe] = Intraday(adjusted_bars(rows, factor), rows["end"].to_numpy())
+            result[symbol][timeframe] = Intraday(adjusted_bars(rows, factor), rows["end"].to_numpy())
     return result
 
 

@@ -28,7 +28,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from datetime import date
 from importlib import import_module
 from itertools import pairwise
@@ -367,10 +366,10 @@ class _ScalerAudit:
         fields = {name: values.copy() for name, values in self._truth.fields.items()}
         for name, values in fields.items():
             values[start:] = 1e6 if name == "volume" else 3.0 * values[start:]
-        return replace(self._truth, features=features, fields=fields)
+        return self._truth.changed(features=features, fields=fields)
 
     def _cut(self, stop: int) -> Panel:
         fields = {name: values[:stop] for name, values in self._truth.fields.items()}
-        return replace(
-            self._truth, sessions=self._truth.sessions[:stop], features=self._truth.features[:stop], fields=fields
+        return self._truth.changed(
+            sessions=self._truth.sessions[:stop], features=self._truth.features[:stop], fields=fields
         )

@@ -15,7 +15,7 @@ from pydantic import AwareDatetime
 from data_pipeline.assemble import build_panel
 from data_pipeline.errors import ConfigError, StoreError
 from data_pipeline.features import FeatureSet
-from data_pipeline.panel import Allocate, Panel, open_panel, write_panel
+from data_pipeline.panel import FORMAT, Allocate, Panel, open_panel, write_panel
 from data_pipeline.quality import QualityConfig, require
 from data_pipeline.schema import Timeframe
 from data_pipeline.sources.source import SourceConfig, source_of
@@ -122,7 +122,12 @@ def build(
 
 def _earlier(config: DataConfig, feature_set: FeatureSet, symbols: tuple[str, ...], bars: pl.DataFrame) -> Panel | None:
     """Returns the longest panel that these bars may continue, if any."""
-    wanted = {"schema_hash": feature_set.schema_hash, "symbols": list(symbols), "exchange": config.exchange}
+    wanted = {
+        "format": FORMAT,
+        "schema_hash": feature_set.schema_hash,
+        "symbols": list(symbols),
+        "exchange": config.exchange,
+    }
     found: list[Panel] = []
     for head in config.panels.glob("[!.]*/panel.json"):
         if wanted.items() <= json.loads(head.read_text(encoding="utf-8")).items():

@@ -1,8 +1,8 @@
-"""Features of one symbol, computed in blocks of exchange sessions that always start from the same bar."""
+"""What is derived from a symbol's bars, in blocks of exchange sessions that always start from the same bar."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
@@ -57,22 +57,22 @@ class _View(NamedTuple):
     visible: Rows | None
 
 
-def features_of(symbol: SymbolBars, feature_set: FeatureSet, since: int = 0) -> npt.NDArray[np.float32]:
-    """Returns the features of the rows from `since` on, `[F, T - since]`, NaN during warm-up."""
-    result = np.empty((len(feature_set.features), len(symbol.day) - since), np.float32)
+def derived(
+    symbol: SymbolBars, feature_set: FeatureSet, columns: Sequence[Callable[[Bars], Column]], since: int = 0
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
+    """Returns features and functions of daily bars at the rows from `since` on, `[F, T - since]` and `[C, T - since]`.
+
+    Both are NaN during warm-up.
+    """
+    total = len(symbol.day) - since
+    features, others = np.empty((len(feature_set.features), total), np.float32), np.empty((len(columns), total))
     for block in blocks(symbol.ordinal, since):
         views, kept, tail = _views(symbol, block, feature_set), block.kept(since), block.tail(since)
-        for row, feature in zip(result, feature_set.features, strict=True):
+        for row, feature in zip(features, feature_set.features, strict=True):
             row[kept] = _daily(feature, views[feature.timeframe])[tail]
-    return result
-
-
-def in_blocks(symbol: SymbolBars, compute: Callable[[Bars], Column], since: int = 0) -> Column:
-    """Returns a function of daily bars for the rows from `since` on, computed as features are."""
-    result = np.empty(len(symbol.day) - since)
-    for block in blocks(symbol.ordinal, since):
-        result[block.kept(since)] = compute(symbol.day[block.low : block.stop])[block.tail(since)]
-    return result
+        for other, compute in zip(others, columns, strict=True):
+            other[kept] = compute(views["day"].bars)[tail]
+    return features, others
 
 
 class Block(NamedTuple):

@@ -6,7 +6,6 @@ It shows raw prices as they were traded beside the total-return adjusted close t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from html import escape
 from itertools import compress
 from pathlib import Path
@@ -162,8 +161,7 @@ def _panel(store: Store, snapshot_id: str, symbol: str, feature_set: FeatureSet,
     column = panel.symbol_index(symbol)
     held = np.flatnonzero(np.isfinite(panel.fields["close"][:, column]))
     life, own = slice(held[0], held[-1] + 1), slice(column, column + 1)
-    return replace(
-        panel,
+    return panel.changed(
         sessions=panel.sessions[life],
         symbols=(symbol,),
         features=panel.features[life, own],

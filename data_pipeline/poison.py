@@ -249,31 +249,37 @@ class Bench:
         return self._moved[key]
 
     def differences(self, one: Panel, other: Panel, rows: int) -> Iterator[Difference]:
-        """Yields the columns that differ in the first `rows` sessions, where both panels have them."""
+        """Yields the columns that differ in the first `rows` sessions, where both panels have them.
+
+        The ready run follows from the others, so it is named only where it alone differs.
+        """
         here, there = overlap(one, other, rows)
         same = isinstance(here, slice) and _same_features(one, other, rows)
-        theirs = columns_of(other)
+        theirs, alone = columns_of(other), one.feature_names == other.feature_names
         for name in (name for name in columns_of(one) if name in theirs):
             a, b = column_of(one, name), column_of(other, name)
             self.cells_compared += rows * a.shape[1]
-            if same and name in one.feature_names:
+            if (same and name in one.feature_names) or (name == "ready_run" and not alone):
                 continue
             differs = differing(a[here], b[there])
             if differs.any():
+                alone = False
                 yield Difference(
                     name, *(filled_out(values, here, a[:rows].shape) for values in (differs, a[here], b[there]))
                 )
 
 
 def columns_of(panel: Panel) -> tuple[str, ...]:
-    """Returns the names of features, fields and the tradable mask."""
-    return (*panel.feature_names, *panel.fields, "tradable")
+    """Returns the names of all that is said about sessions: features, fields, the tradable mask, the ready run."""
+    return (*panel.feature_names, *panel.fields, "tradable", "ready_run")
 
 
 def column_of(panel: Panel, name: str) -> Array:
-    """Returns a feature, a field or the tradable mask, `[T, N]`."""
+    """Returns one of `columns_of`, `[T, N]`."""
     if name == "tradable":
         return panel.tradable.astype(np.float64)
+    if name == "ready_run":
+        return panel.ready_run_NT.T.astype(np.float64)
     if name in panel.feature_names:
         return panel.features[..., panel.feature_names.index(name)]
     return panel.fields[name]

@@ -26,8 +26,25 @@ class Scaler(Config):
 
     def transform(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Returns scaled features, same shape `[..., F]`, float32; NaN stays NaN."""
-        centred = (features - np.asarray(self.median, np.float32)) / np.asarray(self.spread, np.float32)
-        return np.clip(centred, -self.clip, self.clip, dtype=np.float32)
+        median, spread = (np.asarray(numbers, np.float32) for numbers in (self.median, self.spread))
+        return scaled(features, median, spread, self.clip)
+
+
+def scaled(
+    features: npt.NDArray[np.float32],
+    median: npt.NDArray[np.float32],
+    spread: npt.NDArray[np.float32],
+    clip: float,
+    out: npt.NDArray[np.float32] | None = None,
+) -> npt.NDArray[np.float32]:
+    """Returns (features - median) / spread within ± clip, all arrays broadcast.
+
+    `out`, where it is given, takes the result; it may be `features` itself.
+    """
+    out = np.empty(features.shape, np.float32) if out is None else out
+    np.subtract(features, median, out=out)
+    np.divide(out, spread, out=out)
+    return np.clip(out, -clip, clip, out=out)
 
 
 def fit_scaler(panel: Panel, span: Span) -> Scaler:
@@ -37,14 +54,14 @@ def fit_scaler(panel: Panel, span: Span) -> Scaler:
         FoldError: No cell of the span is ready.
     """
     rows = slice(span.start, span.stop)
-    features, ready = panel.features[rows], panel.ready[rows]
-    if not ready.any():
+    features_NTF, ready_NT = panel.features_NTF[:, rows], panel.ready_run_NT[:, rows] > 0
+    if not ready_NT.any():
         raise FoldError(
             f"no symbol has complete features between {panel.sessions[span.start]} and "
             f"{panel.sessions[span.stop - 1]}; start the fold later"
         )
     # One feature at a time: the cells of a wide panel would take gigabytes as float64.
-    columns = (features[..., f][ready].astype(np.float64) for f in range(features.shape[-1]))
+    columns = (features_NTF[..., f][ready_NT].astype(np.float64) for f in range(features_NTF.shape[-1]))
     low, median, high = np.array([np.percentile(cells, [25, 50, 75]) for cells in columns]).T
     spread = np.where(high - low > 1e-12, high - low, 1.0)  # a flag that rarely changes keeps its unit
     return Scaler(median=tuple(median.tolist()), spread=tuple(spread.tolist()))

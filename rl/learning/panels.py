@@ -6,11 +6,8 @@ right one by the folder's name alone.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from data_pipeline.errors import RunError
 from data_pipeline.panel import Panel, open_panel
@@ -28,9 +25,7 @@ class _Shelf:
         import ray  # noqa: PLC0415
 
         if self._kept is None:
-            panel = open_panel(self._folder)
-            fields = {name: np.asarray(values) for name, values in panel.fields.items()}
-            self._kept = ray.put(replace(panel, features=np.asarray(panel.features), fields=fields))
+            self._kept = ray.put(open_panel(self._folder))
         return [self._kept]
 
 

@@ -15,7 +15,7 @@ from data_pipeline.errors import BarsError
 from data_pipeline.features import Feature, FeatureSet
 from data_pipeline.folds import Span
 from data_pipeline.indicators import Indicator, sma_distance
-from data_pipeline.panel import Panel
+from data_pipeline.panel import Panel, run_lengths
 from data_pipeline.scaling import fit_scaler
 from data_pipeline.sessions import bells_of
 
@@ -102,7 +102,7 @@ def _then(change: Callable[[Panel, pl.DataFrame, pl.DataFrame | None], Panel], h
 def _replaced(panel: Panel, name: str, values: Column) -> Panel:
     features = panel.features.copy()
     features[..., panel.feature_names.index(name)] = values
-    return replace(panel, features=features)
+    return panel.changed(features=features)
 
 
 def standardised(panel: Panel, *_) -> Panel:
@@ -122,7 +122,12 @@ def adjusted_to_the_last_close(panel: Panel, bars: pl.DataFrame, _) -> Panel:
         factor = adjustment_factor(rows)
         at = np.searchsorted(panel.sessions, rows["session"].to_numpy())
         adjusted[at, panel.symbol_index(symbol[0])] = rows["close"].to_numpy() * factor / factor[-1]
-    return replace(panel, fields=panel.fields | {"adjusted_close": adjusted})
+    return panel.changed(fields=panel.fields | {"adjusted_close": adjusted})
+
+
+def ready_if_it_trades_tomorrow(panel: Panel, *_) -> Panel:
+    tomorrow = np.append(panel.tradable[1:], panel.tradable[-1:], axis=0)
+    return replace(panel, ready_run_NT=run_lengths((panel.ready & tomorrow).T))
 
 
 def most_liquid(bars: pl.DataFrame, _: pl.DataFrame | None) -> Panel:
@@ -147,7 +152,7 @@ def with_the_features_that_work(panel: Panel, *_) -> Panel:
         scores.append(abs(np.corrcoef(values[known], coming[known])[0, 1]))
     best = sorted(np.argsort(scores)[-2:])
     names = tuple(panel.feature_names[f] for f in best)
-    return replace(panel, features=panel.features[..., best], feature_names=names)
+    return panel.changed(features=panel.features[..., best], feature_names=names)
 
 
 def hours_by_count(label: str, forming: bool) -> Callable[[Panel, pl.DataFrame, pl.DataFrame | None], Panel]:
@@ -204,6 +209,7 @@ COMING_SESSION = _with("coming", coming_session, known_at="open")
 OVER_ITS_MEAN = _with("over_its_mean", over_its_mean)
 STANDARDISED = _then(standardised)
 BREADTH_OF_TOMORROW = _then(breadth_of_tomorrow)
+READY_TOMORROW = _then(ready_if_it_trades_tomorrow)
 ADJUSTED_BACKWARDS = adjusted_backwards(HONEST)
 MOST_LIQUID = Pipeline(most_liquid)
 WHOLE_HISTORIES = Pipeline(of_whole_histories)
@@ -242,9 +248,7 @@ def into_the_same_arrays(bars: pl.DataFrame) -> Pipeline:
         new = HONEST.build(bars, None)
         if len(new.sessions) != len(panel.sessions):
             return new
-        panel.features[:] = new.features
-        for name, values in panel.fields.items():
-            values[:] = new.fields[name]
+        panel.features_NTF[:], panel.bars_NTK[:] = new.features_NTF, new.bars_NTK
         return panel
 
     return Pipeline(build)

@@ -61,7 +61,7 @@ def test_default_features_pass_on_the_bundled_history(bars, panel):
     done = []
     found = audit(bars, pipeline_of(FeatureSet.of(), panel.symbols), on_progress=lambda *step: done.append(step))
     assert found.passed, [str(leak) for leak in found.leaks]
-    assert set(found.columns) == {*panel.feature_names, *panel.fields, "tradable"}
+    assert set(found.columns) == {*panel.feature_names, *panel.fields, "tradable", "ready_run"}
     assert found.unmoved == ("weekday", "year_sine", "year_cosine")
     assert (found.sessions, found.symbols, len(found.instants)) == (len(panel.sessions), 5, INSTANTS)
     assert found.cells_compared > 20_000_000
@@ -106,6 +106,7 @@ PLANTED = {
     "return of tomorrow": (leaks.TOMORROW, "tomorrow", "next session", 1),
     "return of five sessions ahead": (leaks.FIVE_AHEAD, "five_ahead", "shift", 5),
     "breadth with tomorrow's close": (leaks.BREADTH_OF_TOMORROW, "breadth_50", "next session", 1),
+    "ready only if it trades tomorrow": (leaks.READY_TOMORROW, "ready_run", "next session", 1),
     "same-day close at the open": (leaks.SAME_DAY_CLOSE, "gap", "own bar", 0),
     "prices adjusted backwards": (leaks.ADJUSTED_BACKWARDS, "adjusted_close", "later action", _ahead),
     "whole-sample z-score": (leaks.STANDARDISED, "return_1", "whole sample", _ahead),

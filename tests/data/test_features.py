@@ -14,7 +14,7 @@ from data_pipeline.assemble import build_panel, market_of
 from data_pipeline.compute import blocks
 from data_pipeline.errors import BarsError, ConfigError, StoreError
 from data_pipeline.features import BLOCK_SESSIONS, DAILY_MEMORY_SESSIONS, FeatureSet, feature
-from data_pipeline.panel import RAW
+from data_pipeline.panel import RAW, STORED
 from data_pipeline.schema import checked
 from data_pipeline.sessions import ordinals, week_closes
 
@@ -284,9 +284,8 @@ def test_panel_continued_equals_the_full_rebuild_bit_for_bit(bars, panel, sessio
     known = panel.sessions[-1 - sessions_added].item()
     before = build_panel(bars.filter(pl.col("session") <= known), FeatureSet.of(), panel.symbols)
     after = build_panel(bars, FeatureSet.of(), before=before)
-    np.testing.assert_array_equal(after.features.view(np.uint32), panel.features.view(np.uint32))
-    for name, values in panel.fields.items():
-        np.testing.assert_array_equal(after.fields[name].view(np.uint64), values.view(np.uint64), err_msg=name)
+    for attribute in STORED.values():
+        assert getattr(after, attribute).tobytes() == getattr(panel, attribute).tobytes(), attribute
 
 
 def test_panel_continued_with_revised_history_is_refused(bars, panel):
@@ -318,6 +317,7 @@ def test_panel_with_every_later_row_poisoned_keeps_all_earlier_rows(bars, panel)
         other = build_panel(poisoned, FeatureSet.of())
         past = slice(None, t + 1)
         np.testing.assert_array_equal(other.features[past], panel.features[past])
+        np.testing.assert_array_equal(other.ready_run_NT[:, past], panel.ready_run_NT[:, past])
         for name, values in panel.fields.items():
             np.testing.assert_array_equal(other.fields[name][past], values[past], err_msg=name)
         assert not np.array_equal(other.features[t + 1 :], panel.features[t + 1 :], equal_nan=True)

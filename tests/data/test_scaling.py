@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ SPAN = Span(1000, 2000)
 def test_scaler_does_not_know_what_lies_outside_its_span(panel):
     changed = panel.features.copy()
     changed[: SPAN.start], changed[SPAN.stop :] = -99.0, 99.0
-    assert fit_scaler(replace(panel, features=changed), SPAN) == fit_scaler(panel, SPAN)
+    assert fit_scaler(panel.changed(features=changed), SPAN) == fit_scaler(panel, SPAN)
 
 
 def test_scaler_by_pencil(panel):
@@ -44,7 +43,7 @@ def test_scaler_flag_that_rarely_changes_keeps_its_unit(panel):
     features = panel.features.copy()
     features[..., 0] = 0.0
     features[::50, :, 0] = 1.0
-    scaler = fit_scaler(replace(panel, features=features), SPAN)
+    scaler = fit_scaler(panel.changed(features=features), SPAN)
     assert (scaler.median[0], scaler.spread[0]) == (0.0, 1.0)
 
 
