@@ -23,7 +23,9 @@ the logarithm.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, timedelta
 from itertools import accumulate
 from typing import Annotated, Literal, NamedTuple
@@ -62,14 +64,41 @@ class Paths(NamedTuple):
     expected: Floats
 
 
-class _Draws(NamedTuple):
-    """The two streams of random numbers of one symbol; more sessions draw on, and change nothing before."""
+class Draws(NamedTuple):
+    """The two streams of random numbers of one path; more sessions draw on, and change nothing before."""
 
     state: np.random.Generator
     noise: np.random.Generator
 
 
-class _World(Config):
+def draws(seed: int, number: int) -> Draws:
+    """Returns the streams of the path of this seed and number, at their beginning."""
+    streams = np.random.SeedSequence(seed, spawn_key=(number,)).spawn(2)
+    return Draws(*(np.random.default_rng(stream) for stream in streams))
+
+
+class _World(Config, ABC):
+    """What every world offers."""
+
+    @property
+    def cue_deviation(self) -> float:
+        """Stationary deviation of the cue, whose mean is 0."""
+        return 1.0
+
+    @abstractmethod
+    def paths(self, sessions: int, streams: Sequence[Draws]) -> Paths:
+        """Returns N paths of T sessions, one from each of `streams`, which it draws on."""
+
+    @abstractmethod
+    def move_charge(self, position_t: Floats, position_tm1: Floats) -> Floats:
+        """Returns what the world charges for the positions of t and the moves to them, `[...]` all."""
+
+    def charge(self, positions: Floats) -> Floats:
+        """Returns what the world charges for `positions` and the moves to them, `[T, ...]` both."""
+        return self.move_charge(positions, np.concatenate([np.zeros_like(positions[:1]), positions[:-1]]))
+
+
+class _ProportionalWorld(_World):
     """A world with a charge proportional to the move."""
 
     c: NotNegative = 0.5
@@ -77,12 +106,12 @@ class _World(Config):
     noise: NotNegative = 0.5
     """Deviation of the noise in a return."""
 
-    def charge(self, positions: Floats) -> Floats:
-        """Returns what the world charges for `positions` and the moves to them, `[T, ...]` both."""
-        return self.c * np.abs(np.diff(positions, axis=0, prepend=0.0))
+    def move_charge(self, position_t: Floats, position_tm1: Floats) -> Floats:
+        """See `_World.move_charge`."""
+        return self.c * np.abs(position_t - position_tm1)
 
 
-class PropWorld(_World):
+class PropWorld(_ProportionalWorld):
     """AR(1) signal, proportional charge: the best policy holds through a band of no trade."""
 
     name: Literal["prop"] = "prop"
@@ -92,12 +121,17 @@ class PropWorld(_World):
     sd: Positive = 0.2
     """Stationary deviation of the signal."""
 
-    def path(self, sessions: int, draws: _Draws) -> Paths:
-        """Returns one symbol's path, `[T]` columns."""
-        return _signal_path(self.q, self.sd, self.noise, sessions, draws)
+    @property
+    def cue_deviation(self) -> float:
+        """See `_World.cue_deviation`."""
+        return self.sd
+
+    def paths(self, sessions: int, streams: Sequence[Draws]) -> Paths:
+        """See `_World.paths`."""
+        return _signal_paths(self.q, self.sd, self.noise, sessions, streams)
 
 
-class HmmWorld(_World):
+class HmmWorld(_ProportionalWorld):
     """Hidden regime, of which only returns are seen: the best policy is a Bayes filter, so it needs memory."""
 
     name: Literal["hmm"] = "hmm"
@@ -111,16 +145,22 @@ class HmmWorld(_World):
     h: Chance = 0.02
     """Chance that the regime flips before a session."""
 
-    def path(self, sessions: int, draws: _Draws) -> Paths:
-        """Returns one symbol's path, `[T]` columns."""
-        chance = draws.state.random(sessions + 1)
+    @property
+    def cue_deviation(self) -> float:
+        """See `_World.cue_deviation`."""
+        return math.hypot(self.m, self.noise)
+
+    def paths(self, sessions: int, streams: Sequence[Draws]) -> Paths:
+        """See `_World.paths`."""
+        state, noise = zip(*streams, strict=True)
+        chance = _uniforms(state, sessions + 1)
         chance[0] *= 2 * self.h  # the first draw is that of a fair coin
-        regime = np.where(np.cumsum(chance < self.h) % 2, -1.0, 1.0)
-        returns = self.m * regime + self.noise * draws.noise.standard_normal(sessions + 1)
+        regime = np.where(np.cumsum(chance < self.h, axis=0) % 2, -1.0, 1.0)
+        returns = self.m * regime + self.noise * _normals(noise, sessions + 1)
         return Paths(returns[:-1], returns, self.m * (1 - 2 * self.h) * regime[:-1])
 
 
-class GpWorld(Config):
+class GpWorld(_World):
     """Gârleanu and Pedersen's AR(1) signal with quadratic risk and charge: the best policy trades towards an aim."""
 
     name: Literal["gp"] = "gp"
@@ -134,17 +174,21 @@ class GpWorld(Config):
     noise: NotNegative = 1.0
     """Deviation of the noise in a return."""
 
-    def path(self, sessions: int, draws: _Draws) -> Paths:
-        """Returns one symbol's path, `[T]` columns."""
-        return _signal_path(1 - self.phi, self.sd_f, self.noise, sessions, draws)
+    @property
+    def cue_deviation(self) -> float:
+        """See `_World.cue_deviation`."""
+        return self.sd_f
 
-    def charge(self, positions: Floats) -> Floats:
-        """Returns what the world charges for `positions` and the moves to them, `[T, ...]` both."""
-        moves = np.diff(positions, axis=0, prepend=0.0)
-        return (positions**2 + self.lam * moves**2) / 2
+    def paths(self, sessions: int, streams: Sequence[Draws]) -> Paths:
+        """See `_World.paths`."""
+        return _signal_paths(1 - self.phi, self.sd_f, self.noise, sessions, streams)
+
+    def move_charge(self, position_t: Floats, position_tm1: Floats) -> Floats:
+        """See `_World.move_charge`."""
+        return (position_t**2 + self.lam * (position_t - position_tm1) ** 2) / 2
 
 
-class DelayWorld(_World):
+class DelayWorld(_ProportionalWorld):
     """A coin seen `lag` sessions ago drives the return: whoever does not remember it earns exactly nothing."""
 
     name: Literal["delay"] = "delay"
@@ -156,15 +200,17 @@ class DelayWorld(_World):
     b: Positive = 0.5
     """Size of the return that a coin drives."""
 
-    def path(self, sessions: int, draws: _Draws) -> Paths:
-        """Returns one symbol's path, `[T]` columns."""
-        coins = np.where(draws.state.random(sessions + 1 + self.lag) < 0.5, -1.0, 1.0)  # of -1 - lag and later
+    def paths(self, sessions: int, streams: Sequence[Draws]) -> Paths:
+        """See `_World.paths`."""
+        state, noise = zip(*streams, strict=True)
+        chance = _uniforms(state, sessions + 1 + self.lag)  # of -1 - lag and later
+        coins = np.where(chance < 0.5, -1.0, 1.0)
         driven = self.b * coins[: sessions + 1]
-        returns = driven + self.noise * draws.noise.standard_normal(sessions + 1)
+        returns = driven + self.noise * _normals(noise, sessions + 1)
         return Paths(coins[1 + self.lag :], returns, driven[1:])
 
 
-class NoiseWorld(_World):
+class NoiseWorld(_ProportionalWorld):
     """Returns that nothing predicts: the judge must reject whatever is learnt here."""
 
     name: Literal["noise"] = "noise"
@@ -174,10 +220,11 @@ class NoiseWorld(_World):
     noise: Positive = 1.0
     """Deviation of a return."""
 
-    def path(self, sessions: int, draws: _Draws) -> Paths:
-        """Returns one symbol's path, `[T]` columns."""
-        returns = self.noise * draws.noise.standard_normal(sessions + 1)
-        return Paths(draws.state.standard_normal(sessions), returns, np.zeros(sessions))
+    def paths(self, sessions: int, streams: Sequence[Draws]) -> Paths:
+        """See `_World.paths`."""
+        state, noise = zip(*streams, strict=True)
+        returns = self.noise * _normals(noise, sessions + 1)
+        return Paths(_normals(state, sessions), returns, np.zeros((sessions, len(streams))))
 
 
 World = Annotated[PropWorld | HmmWorld | GpWorld | DelayWorld | NoiseWorld, Field(discriminator="name")]
@@ -202,8 +249,7 @@ class WorldConfig(Config):
 
 def paths(config: WorldConfig) -> Paths:
     """Returns the paths of all symbols: equal settings, equal bytes."""
-    each = [config.world.path(config.sessions, _draws(config.seed, number)) for number in range(config.symbols)]
-    return Paths(*(np.stack(columns, axis=1) for columns in zip(*each, strict=True)))
+    return config.world.paths(config.sessions, [draws(config.seed, number) for number in range(config.symbols)])
 
 
 def expected_rewards(world: World, positions: Floats, seen: Paths) -> Floats:
@@ -291,16 +337,23 @@ class WorldBars:
             ) from error
 
 
-def _draws(seed: int, number: int) -> _Draws:
-    streams = np.random.SeedSequence(seed, spawn_key=(number,)).spawn(2)
-    return _Draws(*(np.random.default_rng(stream) for stream in streams))
-
-
-def _signal_path(coefficient: float, deviation: float, noise: float, sessions: int, draws: _Draws) -> Paths:
-    """Returns the path of a world whose next return is its AR(1) signal plus noise."""
-    shocks = deviation * draws.state.standard_normal(sessions + 1)
-    shocks[1:] *= np.sqrt(1 - coefficient**2)
+def _signal_paths(coefficient: float, deviation: float, noise: float, sessions: int, streams: Sequence[Draws]) -> Paths:
+    """Returns the paths of a world whose next return is its AR(1) signal plus noise."""
+    states, noises = zip(*streams, strict=True)
     # signal[k] is that of k - 1: what was seen before the first session drives its return
-    signal = np.array(list(accumulate(shocks.tolist(), lambda before, shock: coefficient * before + shock)))
-    returns = signal + noise * draws.noise.standard_normal(sessions + 1)
+    signal = deviation * _normals(states, sessions + 1)
+    signal[1:] *= np.sqrt(1 - coefficient**2)
+    for k in range(1, len(signal)):
+        signal[k] += coefficient * signal[k - 1]
+    returns = signal + noise * _normals(noises, sessions + 1)
     return Paths(signal[1:], returns, signal[1:])
+
+
+def _normals(streams: Iterable[np.random.Generator], count: int) -> Floats:
+    """Returns standard normals, `[count, N]`, a column from each stream."""
+    return np.stack([stream.standard_normal(count) for stream in streams], axis=1)
+
+
+def _uniforms(streams: Iterable[np.random.Generator], count: int) -> Floats:
+    """Returns numbers from [0, 1), `[count, N]`, a column from each stream."""
+    return np.stack([stream.random(count) for stream in streams], axis=1)
