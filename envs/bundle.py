@@ -26,6 +26,7 @@ import numpy as np
 from pydantic import ValidationError
 from safetensors.numpy import load, save
 
+from data_pipeline.assemble import RISK_WINDOW_SESSIONS
 from data_pipeline.config import Config, canonical_json
 from data_pipeline.errors import BundleError
 from data_pipeline.scaling import Scaler
@@ -58,7 +59,7 @@ class Verdict(Config):
 class Manifest(Config):
     """Everything a user of the policy must know."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     """Version of this layout."""
     features: tuple[FeatureEntry, ...]
     """Ordered; the F axis."""
@@ -95,8 +96,9 @@ class Manifest(Config):
 
     @property
     def history_sessions(self) -> int:
-        """Sessions of bars that a decision needs: the window and the longest look-back before it."""
-        return self.window + max(feature.look_back for feature in self.features)
+        """Sessions of bars that a decision needs: the window and the longest look-back before it, and volatility."""
+        look_back = self.window + max(feature.look_back for feature in self.features)
+        return max(look_back, RISK_WINDOW_SESSIONS + 1)
 
 
 @dataclass(frozen=True)
@@ -261,7 +263,9 @@ def read_bundle(folder: Path) -> Bundle:
     try:
         manifest = Manifest.model_validate_json(json.dumps(tree))
     except ValidationError as error:
-        raise BundleError(f"{folder}: written by another version ({error.error_count()} differences)") from error
+        raise BundleError(
+            f"{folder}: written by another version ({error.error_count()} differences); export it again with this one"
+        ) from error
     policy = LstmPolicy(name, manifest.window, load(bodies[WEIGHTS]), manifest.scaler, manifest.action)
     bundle = Bundle(manifest, _sha256(raw), policy, load(bodies[GOLDEN]))
     bundle.check()

@@ -4,8 +4,8 @@ Time: a decision at session t sees bars up to and including the close of t and f
 
 An observation is the concatenation `[market features | portfolio state]`, both float32. The market part
 is the scaled feature row of one symbol; prices do not depend on a small account, so only this part feeds
-the recurrence. The portfolio part describes the *sleeve*: the share of the account that one symbol may
-use at most. It means the same in a one-symbol training slot and in an account of many symbols.
+the recurrence. The portfolio part is relative to the symbol's *budget*, the weight of a full position, so it
+means the same in a one-symbol training slot and in an account of many symbols.
 
 Axes: B slots, W sessions of a window, N symbols, F market features, P portfolio features.
 """
@@ -26,9 +26,21 @@ Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 
 PORTFOLIO_FEATURES = ("position", "sessions_held")
-"""position: weight over sleeve budget, about [-1, 1]; sessions_held: of the present sign, in units of 20."""
+"""position: weight over budget, about [-1, 1]; sessions_held: of the present sign, in units of 20."""
 
 HOLDING_UNIT_SESSIONS = 20.0
+OBSERVATION_BOUND = 5.0
+"""No part of an observation is further from 0."""
+
+
+def total(values: Floats) -> Floats:
+    """Returns the sum over symbols of `[N, ...]`, `[...]`, added in their order: one account gets the bits of many."""
+    if len(values) == 1:
+        return values[0]
+    # NumPy sums a single column in an order of its own.
+    alone = values.ndim == 1 or values.size == len(values)
+    result: Floats = np.add.accumulate(values, axis=0)[-1] if alone else values.sum(axis=0)
+    return result
 
 
 class ActionKind(StrEnum):
@@ -40,6 +52,7 @@ class ActionKind(StrEnum):
 
 DISCRETE_POSITIONS = (-1.0, 0.0, 1.0)
 """The target positions of the discrete actions 0, 1, 2: short, cash, long."""
+_DISCRETE = np.asarray(DISCRETE_POSITIONS)
 
 
 def positions_of(actions: npt.NDArray[Any], kind: ActionKind) -> Floats:
@@ -48,22 +61,32 @@ def positions_of(actions: npt.NDArray[Any], kind: ActionKind) -> Floats:
     Args:
         actions: Discrete: integers 0 short, 1 cash, 2 long. Continuous: numbers, clipped to [-1, 1].
         kind: Which of the two.
+
+    Raises:
+        ValueError: An action that is none: an integer beyond the three, or NaN, which is a policy that diverged.
     """
     if kind is ActionKind.DISCRETE:
-        return np.asarray(DISCRETE_POSITIONS)[actions.astype(np.int64)]
+        if actions.min() < 0 or actions.max() > 2:
+            raise ValueError(f"action {actions.min()} or {actions.max()}: give 0 short, 1 cash or 2 long")
+        return _DISCRETE.take(actions.astype(np.int64))
+    if np.isnan(actions).any():
+        raise ValueError("action nan: the policy diverged; give a number, which is clipped to [-1, 1]")
     return np.clip(actions.astype(np.float64), -1.0, 1.0)
 
 
-def portfolio_state(weights: Floats, budget: Floats | float, sessions_held: Ints) -> Floats32:
-    """Returns the portfolio part of the observation, shape `[..., P]`.
+def portfolio_state(weights: Floats, budget: Floats, sessions_held: Ints, out: Floats32 | None = None) -> Floats32:
+    """Returns the portfolio part of the observation, shape `[..., P]`, in `out` where it is given.
 
     Args:
         weights: Present weight of each symbol as a share of equity, `[...]`.
-        budget: Largest absolute weight a target position of 1 asks for (`limits.sleeve_budget`).
+        budget: Weight of a full position (`limits.budgets`), broadcasts to `[...]`; the position is 0 where that is.
         sessions_held: Sessions since the position took its present sign; 0 when flat.
+        out: float32.
     """
-    held = np.minimum(sessions_held / HOLDING_UNIT_SESSIONS, 2.0)
-    return np.stack([weights / budget, held], axis=-1).astype(np.float32)
+    state = np.empty((*weights.shape, len(PORTFOLIO_FEATURES)), np.float32) if out is None else out
+    state[..., 0] = np.clip(weights / np.where(budget > 0, budget, np.inf), -OBSERVATION_BOUND, OBSERVATION_BOUND)
+    state[..., 1] = np.minimum(sessions_held / HOLDING_UNIT_SESSIONS, 2.0)
+    return state
 
 
 @dataclass(frozen=True)
@@ -99,7 +122,4 @@ class Policy(Protocol):
         """W, the sessions it wants to see."""
 
     def decide(self, window: Window) -> Floats:
-        """Returns target positions in [-1, 1], `[N]`; symbols that are not ready get 0.
-
-        A policy that only keeps what it holds may answer beyond 1 for a position that outgrew its sleeve.
-        """
+        """Returns target positions in [-1, 1], `[N]`; symbols that are not ready get 0, NaN leaves one alone."""

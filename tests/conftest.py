@@ -20,6 +20,10 @@ from envs.market import Market
 from product import BIN, ROOT, TRAIN, Story, environment, tiny_settings
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--thorough", action="store_true", help="long forms of the tests that have one (an hour)")
+
+
 @pytest.fixture(scope="session")
 def command() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs one of the three console commands, contained, and returns what it printed."""
