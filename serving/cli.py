@@ -240,15 +240,17 @@ def _show(report: CycleReport) -> None:
     console.print(f"[bold]{report.state}[/bold] ({report.mode})  session {report.session}  equity {equity}")
     if report.policy_version is not None:
         console.print(f"policy {report.policy_version}, verdict {report.verdict}", markup=False)
-    if report.weights:
+    if report.weights or report.left_alone:
         table = Table("symbol", "weight", "order", "shares", "price USD", "state")
-        orders = {symbol: [o for o in report.orders if o.symbol == symbol] for symbol in report.weights}
-        for symbol, weight in sorted(report.weights.items()):
-            for order in orders[symbol]:
+        targets = {symbol: f"{weight:+.3f}" for symbol, weight in report.weights.items()}
+        targets |= dict.fromkeys(report.left_alone, "left alone")
+        for symbol, target in sorted(targets.items()):
+            orders = [order for order in report.orders if order.symbol == symbol]
+            for order in orders:
                 name, shares = order.position_intent.replace("_", " "), f"{order.shares:,}"
-                table.add_row(symbol, f"{weight:+.3f}", name, shares, f"{order.price:,.2f}", order.state)
-            if not orders[symbol]:
-                table.add_row(symbol, f"{weight:+.3f}", "none", "", "", "")
+                table.add_row(symbol, target, name, shares, f"{order.price:,.2f}", order.state)
+            if not orders:
+                table.add_row(symbol, target, "none", "", "", "")
         console.print(table)
     for kind, lines in (("warning", report.warnings), ("reason", report.reasons)):
         for line in lines:

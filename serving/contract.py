@@ -1,6 +1,7 @@
 """The HTTP contract between the policy server and the executor (major version 1).
 
-The executor sends raw bars and its own holdings; the server answers target weights and remembers nothing.
+The executor sends raw bars, its own holdings and, where the model's limits depend on it, the account's past; the
+server answers target weights and remembers nothing. A symbol without a target weight is left alone: no order.
 `POST /policy/v1/decisions`, `GET /policy/v1/model`, `GET /policy/v1/ready`, all with a bearer token
 from the environment variable `SWING_POLICY_TOKEN`. 401 no token, 409 the request does not fit the model,
 422 malformed. Anything but 200 means hold.
@@ -18,6 +19,8 @@ PREFIX = "/policy/v1"
 
 Price = Annotated[FiniteFloat, Field(gt=0)]
 NonNegative = Annotated[FiniteFloat, Field(ge=0)]
+LimitValue = bool | int | FiniteFloat | str | list[str] | None
+"""One setting of `envs.limits.Limits` in JSON."""
 
 
 class Message(BaseModel):
@@ -50,6 +53,22 @@ class Holding(Message):
     """Sessions since the position took its present sign; 0 when flat."""
 
 
+class AccountState(Message):
+    """The account's past up to the close of `as_of_session`, as `envs.limits.Standing` defines it.
+
+    Limits that remember (drawdown, session loss, turnover, day trades) cannot be kept without it.
+    """
+
+    drawdown: Annotated[FiniteFloat, Field(ge=0, le=1)]
+    """How far equity stands below its highest close, a fraction of that."""
+    session_return: Annotated[FiniteFloat, Field(ge=-1)]
+    """Return of the last session."""
+    turnover_used: NonNegative
+    """USD traded over equity that the turnover budget has not yet paid for; 0 without such a budget."""
+    may_open: bool
+    """False where a rule lets positions only shrink."""
+
+
 class DecisionRequest(Message):
     """Asks for target weights, to be traded in the session after `as_of_session`."""
 
@@ -61,10 +80,12 @@ class DecisionRequest(Message):
     """For each symbol of the model's universe: at least `history_sessions` sessions, if it is that old."""
     portfolio: dict[str, Holding]
     """Same symbols; a symbol left out is held at weight 0."""
+    account: AccountState | None = None
+    """The account's past. Wanted where `ModelInfo.needs_account` (409 without it: nothing is assumed), else unread."""
 
 
 class DecisionResponse(Message):
-    """The decision."""
+    """The decision: every symbol of the model is either in `weights` or in `left_alone`."""
 
     contract: Literal[1] = 1
     request_id: str
@@ -77,11 +98,14 @@ class DecisionResponse(Message):
     positions: dict[str, FiniteFloat]
     """Target positions in [-1, 1]."""
     weights: dict[str, FiniteFloat]
-    """Target weights after allocation and limits."""
+    """Target weights after allocation and limits; a symbol that is left alone is absent."""
+    left_alone: list[str]
+    """Symbols whose position stays as it is, in the order of the model: they did not trade at `as_of_session`, lack
+    features, or are held too short a time to be reduced. A weight of 0 instead closes the position."""
     cash: FiniteFloat
-    """1 minus the sum of the weights."""
+    """1 minus the sum of the weights and of the present weights of the symbols left alone."""
     not_ready: list[str]
-    """Symbols whose history is too short or broken; their target is 0."""
+    """Symbols whose window of history is not complete; their target position is 0."""
 
 
 class ModelInfo(Message):
@@ -94,5 +118,7 @@ class ModelInfo(Message):
     symbols: list[str]
     history_sessions: int
     """Sessions of bars a request should carry."""
-    limits: dict[str, float | bool]
-    """The limits the policy was judged with (`envs.limits.Limits`)."""
+    limits: dict[str, LimitValue]
+    """The limits the policy was judged with (`envs.limits.Limits`); the server applies them."""
+    needs_account: bool
+    """Whether these limits depend on the account's past, so that requests must carry `account`."""

@@ -15,6 +15,7 @@ import polars as pl
 import psutil
 import pytest
 import torch
+from asking import request_after
 
 from data_pipeline.assemble import build_panel
 from data_pipeline.features import FeatureSet
@@ -24,6 +25,7 @@ from data_pipeline.scaling import fit_scaler
 from envs.backtest import backtest
 from envs.bundle import LstmPolicy, read_bundle, write_bundle
 from envs.contract import ActionKind
+from envs.limits import Limits
 from envs.market import Market
 from envs.swing import SwingVectorEnv
 from product import BIN, ROOT, environment
@@ -31,7 +33,7 @@ from rl.judging.export import disagreement
 from rl.judging.tune import read_sweep
 from rl.judging.validate import read_validation
 from rl.learning.network import SwingNet, policy_arrays
-from serving.contract import DecisionRequest, DecisionResponse, Holding, SymbolBars
+from serving.contract import DecisionResponse
 from serving.policy.decide import decide, feature_set_of
 
 pytestmark = [
@@ -67,31 +69,10 @@ def ledger(restless, panel):
     return backtest(bundle.policy, panel, Span(2766, 3270), bundle.manifest.limits, bundle.manifest.costs)
 
 
-def _request(bars: pl.DataFrame, panel, ledger, t: int, history: int) -> DecisionRequest:
-    """What the executor would send after the close of row t, holding what the ledger held."""
-    day, first = panel.sessions[t].item(), panel.sessions[t - history + 1].item()
-    sent = bars.filter(pl.col("session").is_between(first, day))
-    columns = list(SymbolBars.model_fields)
-    portfolio = {}
-    for symbol in panel.symbols:
-        rows = ledger.positions.filter((pl.col("symbol") == symbol) & (pl.col("session") <= day))
-        signs = np.sign(rows["shares"].to_numpy())[::-1]
-        run = int(np.argmax(signs != signs[0])) if (signs != signs[0]).any() else len(signs)
-        portfolio[symbol] = Holding(weight=rows["weight"][-1], sessions_held=run if signs[0] else 0)
-    return DecisionRequest(
-        request_id=f"session-{day}",
-        as_of_session=day,
-        bars={
-            symbol: SymbolBars(**{c: rows[c].to_list() for c in columns}) for (symbol,), rows in sent.group_by("symbol")
-        },
-        portfolio=portfolio,
-    )
-
-
-def _decided(ledger, panel, t: int) -> dict[str, float]:
-    """Target positions that the backtest decided after the close of row t."""
+def _decided(ledger, panel, t: int, column: str) -> dict[str, float | None]:
+    """What the backtest decided after the close of row t."""
     rows = ledger.positions.filter(pl.col("session") == panel.sessions[t + 1].item())
-    return dict(rows.select("symbol", "target_position").rows())
+    return dict(rows.select("symbol", column).rows())
 
 
 def test_story_leaves_what_it_promises(story):
@@ -128,12 +109,12 @@ def test_nothing_after_a_session_changes_what_is_decided_there(restless, bars, p
         targets = ("session", "symbol", "target_position", "target_weight", "ordered")
         assert again.positions.filter(until).select(targets).equals(ledger.positions.filter(until).select(targets))
         assert not again.account.equals(ledger.account)
-        features = feature_set_of(bundle)
+        features, told = feature_set_of(bundle), (bundle.manifest.history_sessions, bundle.manifest.limits)
         answers = [
-            decide(_request(table, panel, ledger, t, bundle.manifest.history_sessions), bundle, features)
-            for table in (bars, poisoned)
+            decide(request_after(table, panel, ledger, t, *told), bundle, features) for table in (bars, poisoned)
         ]
         assert answers[0].weights == answers[1].weights
+        assert answers[0].left_alone == answers[1].left_alone
 
 
 def _observations(panel, span) -> bytes:
@@ -161,12 +142,13 @@ def test_served_decision_equals_the_backtests(restless, bars, panel, ledger):
                 assert info["policy_version"] == bundle.version
                 decisions = set()
                 for t in SESSIONS:
-                    request = _request(bars, panel, ledger, t, info["history_sessions"])
+                    request = request_after(bars, panel, ledger, t, info["history_sessions"], bundle.manifest.limits)
                     body = client.post("/policy/v1/decisions", json=request.model_dump(mode="json"))
                     assert body.status_code == 200, body.text
                     answer = DecisionResponse.model_validate_json(body.content)
-                    assert answer.positions == _decided(ledger, panel, t), panel.sessions[t]
-                    assert sum(answer.weights.values()) + answer.cash == pytest.approx(1.0)
+                    assert answer.positions == _decided(ledger, panel, t, "target_position"), panel.sessions[t]
+                    targets = answer.weights | dict.fromkeys(answer.left_alone)
+                    assert targets == pytest.approx(_decided(ledger, panel, t, "target_weight")), panel.sessions[t]
                     decisions.update(answer.positions.values())
                 assert decisions == {-1.0, 0.0, 1.0}
         finally:
@@ -176,7 +158,7 @@ def test_served_decision_equals_the_backtests(restless, bars, panel, ledger):
 
 
 def _assert_refusals(client: httpx.Client, bars, panel, ledger) -> None:
-    request = json.loads(_request(bars, panel, ledger, 2800, 400).model_dump_json())
+    request = json.loads(request_after(bars, panel, ledger, 2800, 400, Limits()).model_dump_json())
     assert client.post("/policy/v1/decisions", json=request, headers={"Authorization": "Bearer no"}).status_code == 401
     late = client.post("/policy/v1/decisions", json=request | {"as_of_session": "2011-01-03"})
     assert late.status_code == 409

@@ -38,7 +38,7 @@ class ExecutorConfig(Config):
     bars: str = "bundled"
     """Source of the daily bars: 'bundled', or a Parquet or CSV file."""
     limits: Limits = Limits()
-    """A decision outside these limits is not clipped: the executor holds."""
+    """The server applies the model's limits; a decision outside these is not clipped: the executor holds."""
     max_order_usd: Positive | None = None
     """Hold when one order is larger than this; left out: no cap."""
     max_orders_per_session: Annotated[int, Field(ge=1)] = 40
@@ -67,6 +67,13 @@ class ExecutorConfig(Config):
             raise ValueError("live trading is not part of this version; use dry-run or paper")
         return value
 
+    @field_validator("limits")
+    @classmethod
+    def _kept(cls, value: Limits) -> Limits:
+        if reasons := unkept(value):
+            raise ValueError(f"{'; '.join(reasons)}; leave it out")
+        return value
+
     @field_validator("policy_url", "broker_url")
     @classmethod
     def _plain_url(cls, value: str | None) -> str | None:
@@ -90,6 +97,17 @@ class ExecutorConfig(Config):
     def broker_is_loopback(self) -> bool:
         """True for a fake broker on this machine, whose clock may be simulated."""
         return self.broker_url is not None and urlsplit(self.broker_url).hostname in _LOOPBACK
+
+
+def unkept(limits: Limits) -> list[str]:
+    """Says which settings of `limits` this executor cannot keep, and why."""
+    wants = {
+        "fractional": (limits.fractional, "orders are sent in whole shares"),
+        "stop_loss": (limits.stop_loss is not None, "no protective orders are sent"),
+        "take_profit": (limits.take_profit is not None, "no protective orders are sent"),
+        "pattern_day_trader": (limits.pattern_day_trader, "the rule ended on 2026-06-04, day trades are not counted"),
+    }
+    return [f"limits.{name}: {why} by this executor" for name, (wanted, why) in wants.items() if wanted]
 
 
 class Credentials(BaseModel):

@@ -22,7 +22,8 @@ from pydantic import BaseModel, ConfigDict
 
 from data_pipeline.errors import SwingError
 from data_pipeline.sources.source import BarSource
-from serving.contract import DecisionRequest, DecisionResponse, Holding, ModelInfo, SymbolBars
+from envs.limits import Limits
+from serving.contract import AccountState, DecisionRequest, DecisionResponse, Holding, ModelInfo, SymbolBars
 from serving.executor import gates
 from serving.executor.broker import (
     NEW_YORK,
@@ -37,6 +38,7 @@ from serving.executor.broker import (
 )
 from serving.executor.config import ExecutorConfig
 from serving.executor.journal import Journal
+from serving.executor.past import account_state, session_before
 from serving.executor.plan import Intent, plan
 from serving.executor.policy_client import Hold, PolicyClient
 
@@ -59,6 +61,9 @@ class CycleReport(BaseModel):
     policy_version: str | None = None
     verdict: str | None = None
     weights: dict[str, float] = {}
+    """Target weights of the symbols that may trade."""
+    left_alone: list[str] = []
+    """Symbols whose position stays as it is."""
     orders: list[Intent] = []
     equity: float | None = None
 
@@ -129,6 +134,7 @@ class _Pass:
             raise _HoldError([f"broker's calendar names no completed session in {_CALENDAR_DAYS} days"])
         as_of = self.report.session = completed.day
         if self.sends:
+            self._see_equity(as_of, account)
             self._close_earlier(as_of)
             if self._is_done(as_of):
                 self.report.state = "already-done"
@@ -145,6 +151,11 @@ class _Pass:
             self.report.state = "done"
         else:
             self.report.state = "planned"
+
+    def _see_equity(self, as_of: date, account: Account) -> None:
+        """Records the equity that limits will remember; a pass outside the trading window is nearest to the close."""
+        if account.equity > 0:
+            self.journal.see_equity(as_of, account.equity)
 
     def _is_done(self, as_of: date) -> bool:
         """Returns whether the session is done; tells the report what the journal knows of it."""
@@ -166,7 +177,7 @@ class _Pass:
         rejected = [] if self.config.allow_rejected else gates.verdict_reasons(decision)
         self._hold_or_warn(rejected, hold=self.sends)
         symbols = sorted(decision.weights)
-        prices = self.broker.latest_prices(symbols)
+        prices = self.broker.latest_prices(symbols) if symbols else {}
         _hold_on(gates.price_reasons(prices, symbols))
         self._hold_or_warn(gates.price_age_reasons(prices, clock, self.config), hold=self.sends)
         intents = plan(
@@ -187,6 +198,10 @@ class _Pass:
         model = self.policy.model()
         if isinstance(model, Hold):
             raise _HoldError([model.reason])
+        judged = Limits.of(model.limits, "the policy server's limits")
+        _hold_on(gates.unkept_reasons(judged))
+        if self.sends:
+            _hold_on(gates.unapplied_reasons(self.config.limits, judged))
         _hold_on(gates.symbol_reasons(self.config.symbols, model.symbols))
         _hold_on(gates.position_reasons(positions, model.symbols))
         bars = _bars(self.source, model, as_of)
@@ -199,11 +214,21 @@ class _Pass:
             as_of_session=as_of,
             bars=_wire_bars(bars, model),
             portfolio=_holdings(closes, account.cash, positions, held),
+            account=self._state(as_of, account, judged) if model.needs_account else None,
         )
         answer = self.policy.decide(request, model, self.config.limits)
         if isinstance(answer, Hold):
             raise _HoldError([answer.reason])
         return answer
+
+    def _state(self, as_of: date, account: Account, judged: Limits) -> AccountState:
+        past = self.journal.past()
+        seen = past._replace(equities={as_of: account.equity, **past.equities})
+        state = account_state(seen, as_of, judged.turnover_per_year)
+        if state is None:
+            raise _HoldError([gates.no_last_return(session_before(as_of))])
+        self.report.warnings += gates.stops(state, judged)
+        return state
 
     def _execute(self, as_of: date) -> None:
         """Sends the stored plan: what reduces first, what increases only if all of that filled."""
@@ -290,7 +315,7 @@ class _Pass:
     def _tell(self, decision: DecisionResponse) -> None:
         self.report.policy_version = decision.policy_version
         self.report.verdict = decision.verdict
-        self.report.weights = decision.weights
+        self.report.weights, self.report.left_alone = decision.weights, decision.left_alone
 
     def _hold_or_warn(self, reasons: list[str], *, hold: bool) -> None:
         if hold:

@@ -8,10 +8,15 @@ from datetime import date, datetime, timedelta
 import polars as pl
 
 from envs.limits import Limits
-from serving.contract import DecisionResponse, ModelInfo
+from serving.contract import AccountState, DecisionResponse, ModelInfo
 from serving.executor.broker import Account, Clock, Order, Price, Session
-from serving.executor.config import ExecutorConfig
+from serving.executor.config import ExecutorConfig, unkept
 from serving.executor.plan import Intent
+
+_CHECKED_HERE = frozenset(
+    {"max_weight", "max_gross", "max_net", "long_only", "unshortable", "no_trade_band", "minimum_trade_usd"}
+)
+"""Limits that the executor holds a decision or its own orders to; the policy server alone applies the others."""
 
 
 def account_reasons(account: Account) -> list[str]:
@@ -78,8 +83,47 @@ def limit_differences(limits: Limits, model: ModelInfo) -> list[str]:
     ]
 
 
+def unkept_reasons(judged: Limits) -> list[str]:
+    """Holds on a policy that was judged with limits that this executor cannot keep."""
+    return [f"the policy was judged with {reason}; judge and export it without" for reason in unkept(judged)]
+
+
+def unapplied_reasons(limits: Limits, judged: Limits) -> list[str]:
+    """Holds on a limit that was set for the executor and that nobody would apply: the server has another."""
+    ours, theirs = limits.tree(), judged.tree()
+    return [
+        f"limits.{name} is {ours[name]} here, but only the policy server applies it, with {theirs[name]}; "
+        "judge and export the policy with it, or leave it out here"
+        for name in sorted(limits.model_fields_set - _CHECKED_HERE)
+        if ours[name] != theirs[name]
+    ]
+
+
+def no_last_return(before: date) -> str:
+    """Says why limits that remember cannot be kept: nobody looked at the account after the close of `before`."""
+    return (
+        f"journal has no equity of {before}, and the policy's limits need the account's last return; "
+        "in paper mode this pass records today's, so that the next session can be decided"
+    )
+
+
+def stops(state: AccountState, judged: Limits) -> list[str]:
+    """Says which loss has stopped the account: then all targets are 0."""
+    found = []
+    if judged.max_drawdown is not None and state.drawdown > judged.max_drawdown:
+        found.append(f"stopped: equity is {state.drawdown:.1%} below its highest close (max_drawdown)")
+    if judged.max_session_loss is not None and state.session_return < -judged.max_session_loss:
+        found.append(f"stopped: the last session returned {state.session_return:.1%} (max_session_loss)")
+    return found
+
+
 def bar_reasons(bars: pl.DataFrame, symbols: Sequence[str], as_of: date) -> list[str]:
-    """Holds when a symbol has no bar of the as-of session; nothing is filled forward."""
+    """Holds when a symbol has no bar of the as-of session; nothing is filled forward.
+
+    This holds for stops too. A stop closes what is not ready as well, but an order is only sent on data that is
+    whole: a missing bar mostly says that ours is broken, and in a halted symbol no order would fill. The broker's
+    own margin rules stay in force meanwhile.
+    """
     present = set(bars.filter(pl.col("session") == as_of)["symbol"])
     return [f"no bar of {symbol} for {as_of}" for symbol in symbols if symbol not in present]
 

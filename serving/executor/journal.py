@@ -13,9 +13,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, NamedTuple, Self
 
+from pydantic import ValidationError
+
 from data_pipeline.errors import LiveError
 from data_pipeline.sessions import sessions_between
 from serving.contract import DecisionResponse
+from serving.executor.past import Past, Traded
 from serving.executor.plan import Intent
 
 _SCHEMA = """
@@ -24,7 +27,7 @@ CREATE TABLE IF NOT EXISTS cycles (
     state TEXT NOT NULL,            -- planned, done
     decision TEXT NOT NULL,
     policy_version TEXT NOT NULL,
-    equity REAL NOT NULL,
+    equity REAL NOT NULL,           -- USD, when the orders were planned
     planned_at TEXT NOT NULL
 );
 CREATE TABLE IF NOT EXISTS intents (
@@ -45,6 +48,10 @@ CREATE TABLE IF NOT EXISTS positions (
     shares REAL NOT NULL,           -- before the session's orders; once it is done, after them
     PRIMARY KEY (session, symbol)
 );
+CREATE TABLE IF NOT EXISTS equities (
+    session TEXT PRIMARY KEY,
+    equity REAL NOT NULL            -- USD, as first seen after the session's close
+);
 CREATE TABLE IF NOT EXISTS events (
     id INTEGER PRIMARY KEY,
     at TEXT NOT NULL,
@@ -62,7 +69,6 @@ class Cycle(NamedTuple):
     session: date
     state: Literal["planned", "done"]
     decision: DecisionResponse
-    equity: float
 
 
 class Journal:
@@ -73,6 +79,7 @@ class Journal:
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path)
@@ -92,12 +99,25 @@ class Journal:
         self._db.close()
 
     def cycle(self, session: date) -> Cycle | None:
-        """Returns the work on `session`, or None if none was planned."""
-        return next((cycle for cycle in self._cycles() if cycle.session == session), None)
+        """Returns the work on `session`, or None if none was planned.
+
+        Raises:
+            LiveError: It was recorded by a version whose decisions looked otherwise.
+        """
+        row = self._db.execute("SELECT state, decision FROM cycles WHERE session = ?", [str(session)]).fetchone()
+        if row is None:
+            return None
+        try:
+            return Cycle(session, row["state"], DecisionResponse.model_validate_json(row["decision"]))
+        except ValidationError as error:
+            raise LiveError(
+                f"journal {self._path}: the decision of {session} was recorded by another version; "
+                "finish that session with it, or wait for the next one"
+            ) from error
 
     def unfinished(self) -> list[date]:
         """Returns the sessions whose plan was not carried out to the end, oldest first."""
-        return sorted(cycle.session for cycle in self._cycles() if cycle.state != "done")
+        return self._sessions("planned")
 
     def intents(self, session: date) -> list[Intent]:
         """Returns the orders of `session` in the order of the plan."""
@@ -161,9 +181,28 @@ class Journal:
             positions: Signed shares held now.
             as_of: The last completed session.
         """
-        done = sorted((c.session for c in self._cycles() if c.state == "done" and c.session < as_of), reverse=True)
-        books = [(session, self.positions(session)) for session in done]
+        done = [session for session in self._sessions("done") if session < as_of]
+        books = [(session, self.positions(session)) for session in reversed(done)]
         return {symbol: _held(symbol, shares, books, as_of) for symbol, shares in positions.items()}
+
+    def see_equity(self, session: date, equity: float) -> None:
+        """Records the account's equity after the close of `session`, in USD; only the first one seen counts."""
+        with self._db:
+            self._db.execute("INSERT OR IGNORE INTO equities VALUES (?, ?)", [str(session), equity])
+
+    def past(self) -> Past:
+        """Returns the equities that were seen and what was traded."""
+        equities = self._db.execute("SELECT session, equity FROM equities")
+        traded = self._db.execute(
+            """
+            SELECT session, equity, TOTAL(filled * COALESCE(fill_price, price)) AS usd
+            FROM cycles LEFT JOIN intents USING (session) GROUP BY session
+            """
+        )
+        return Past(
+            {date.fromisoformat(row["session"]): row["equity"] for row in equities},
+            {date.fromisoformat(row["session"]): Traded(row["usd"], row["equity"]) for row in traded},
+        )
 
     def note(self, kind: str, session: date | None, text: str) -> None:
         """Appends an event, unless it only repeats the last one."""
@@ -181,17 +220,10 @@ class Journal:
         """Returns kind and text of every event, oldest first."""
         return [(row["kind"], row["text"]) for row in self._db.execute("SELECT * FROM events ORDER BY id")]
 
-    def _cycles(self) -> list[Cycle]:
-        rows = self._db.execute("SELECT session, state, decision, equity FROM cycles")
-        return [
-            Cycle(
-                date.fromisoformat(row["session"]),
-                row["state"],
-                DecisionResponse.model_validate_json(row["decision"]),
-                row["equity"],
-            )
-            for row in rows
-        ]
+    def _sessions(self, state: str) -> list[date]:
+        """Returns the sessions whose work is in `state`, oldest first."""
+        rows = self._db.execute("SELECT session FROM cycles WHERE state = ? ORDER BY session", [state])
+        return [date.fromisoformat(row["session"]) for row in rows]
 
     def _set_positions(self, day: str, positions: Mapping[str, float]) -> None:
         self._db.executemany(

@@ -86,11 +86,11 @@ def plan(
     Args:
         strategy: Starts every order id.
         session: The as-of session of the decision.
-        weights: Target weight of each symbol.
+        weights: Target weight of each symbol that may trade; a symbol left out is left alone.
         equity: Account equity in USD.
         prices: Raw USD price of each symbol in `weights`.
         positions: Signed whole shares held; a symbol left out is flat.
-        limits: Gives the no-trade band.
+        limits: Give the no-trade band and the smallest trade; orders are in whole shares.
     """
     symbols = sorted(weights)
     held = np.array([positions.get(symbol, 0.0) for symbol in symbols])

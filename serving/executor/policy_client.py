@@ -52,7 +52,8 @@ class PolicyClient:
         answer = self._answer(DecisionResponse, "POST", "/decisions", request)
         if isinstance(answer, Hold):
             return answer
-        reason = _mismatch(answer, request, model) or _excess(answer.weights, answer.cash, limits)
+        kept = [request.portfolio[symbol].weight for symbol in answer.left_alone if symbol in request.portfolio]
+        reason = _mismatch(answer, request, model) or _imbalance(answer, kept) or _excess(answer, kept, limits)
         return Hold(f"policy: {reason}") if reason else answer
 
     def _answer(self, kind: type[M], method: str, path: str, body: Message | None) -> M | Hold:
@@ -79,22 +80,44 @@ def _mismatch(answer: DecisionResponse, request: DecisionRequest, model: ModelIn
         "as_of_session": (answer.as_of_session, request.as_of_session),
         "policy_version": (answer.policy_version, model.policy_version),
         "feature_schema_hash": (answer.feature_schema_hash, model.feature_schema_hash),
-        "symbols of weights": (sorted(answer.weights), sorted(request.bars)),
+        "symbols of weights and left_alone": (sorted([*answer.weights, *answer.left_alone]), sorted(request.bars)),
         "symbols of positions": (sorted(answer.positions), sorted(request.bars)),
     }
     return next((f"{name} is {got}, not {want}" for name, (got, want) in pairs.items() if got != want), None)
 
 
-def _excess(weights: Mapping[str, float], cash: float, limits: Limits) -> str | None:
-    """Returns which limit the weights break, or None."""
+def _imbalance(answer: DecisionResponse, kept: list[float]) -> str | None:
+    """Returns how weights, present weights of what is left alone, and cash fail to make one whole, or None."""
+    if abs(sum(answer.weights.values()) + sum(kept) + answer.cash - 1) > _TOLERANCE:
+        return f"weights and cash {answer.cash:.4f} do not add up to 1"
+    return None
+
+
+def _excess(answer: DecisionResponse, kept: list[float], limits: Limits) -> str | None:
+    """Returns which limit the answer breaks, or None."""
+    return _excess_of_one(answer.weights, limits) or _excess_of_all(list(answer.weights.values()), kept, limits)
+
+
+def _excess_of_one(weights: Mapping[str, float], limits: Limits) -> str | None:
     for symbol, weight in weights.items():
         if abs(weight) > limits.max_weight + _TOLERANCE:
             return f"weight {weight:.4f} of {symbol} is beyond max_weight {limits.max_weight}"
-        if limits.long_only and weight < -_TOLERANCE:
+        if weight < -_TOLERANCE and limits.long_only:
             return f"weight {weight:.4f} of {symbol} is short in a long-only account"
-    gross = sum(abs(weight) for weight in weights.values())
-    if gross > limits.max_gross + _TOLERANCE:
-        return f"gross weight {gross:.4f} is beyond max_gross {limits.max_gross}"
-    if abs(sum(weights.values()) + cash - 1) > _TOLERANCE:
-        return f"weights and cash {cash:.4f} do not add up to 1"
+        if weight < -_TOLERANCE and symbol in limits.unshortable:
+            return f"weight {weight:.4f} of {symbol} is short, and limits.unshortable names it"
     return None
+
+
+def _excess_of_all(given: list[float], kept: list[float], limits: Limits) -> str | None:
+    """Checks the sums; what is left alone may have outgrown one by itself, then nothing else may add to it."""
+    gross, kept_gross, net = _gross(given), _gross(kept), sum(given) + sum(kept)
+    if gross > max(limits.max_gross - kept_gross, 0.0) + _TOLERANCE:
+        return f"gross weight {gross + kept_gross:.4f} is beyond max_gross {limits.max_gross}"
+    if abs(net) > max(limits.max_net, abs(sum(kept))) + _TOLERANCE:
+        return f"net weight {net:.4f} is beyond max_net {limits.max_net}"
+    return None
+
+
+def _gross(weights: list[float]) -> float:
+    return sum(abs(weight) for weight in weights)

@@ -38,6 +38,9 @@ class FakePolicy:
     """Answers the contract; `tamper` may spoil the answer, `status` replaces it."""
 
     weights: dict[str, float]
+    left_alone: list[str] = field(default_factory=list)
+    limits: dict[str, Any] = field(default_factory=lambda: {"max_gross": 0.95})
+    needs_account: bool = False
     verdict: str = "promote"
     status: int = 200
     tamper: Callable[[dict[str, Any]], Any] = lambda answer: answer
@@ -53,9 +56,10 @@ class FakePolicy:
                 {
                     "contract": 1,
                     **self._identity(),
-                    "symbols": sorted(self.weights),
+                    "symbols": self._symbols,
                     "history_sessions": 10,
-                    "limits": {"max_gross": 0.95},
+                    "limits": self.limits,
+                    "needs_account": self.needs_account,
                 },
             )
 
@@ -63,20 +67,26 @@ class FakePolicy:
         async def decide(request: Request) -> Response:
             asked = DecisionRequest.model_validate_json(await request.body())
             self.asked.append(asked)
+            kept = sum(asked.portfolio[symbol].weight for symbol in self.left_alone if symbol in asked.portfolio)
             answer = {
                 "contract": 1,
                 **self._identity(),
                 "request_id": asked.request_id,
                 "as_of_session": asked.as_of_session.isoformat(),
                 "computed_at": datetime.now(UTC).isoformat(),
-                "positions": dict.fromkeys(self.weights, 1.0),
+                "positions": dict.fromkeys(self._symbols, 1.0),
                 "weights": self.weights,
-                "cash": 1 - sum(self.weights.values()),
+                "left_alone": self.left_alone,
+                "cash": 1 - sum(self.weights.values()) - kept,
                 "not_ready": [],
             }
             return self._answer(request, self.tamper(answer))
 
         return service
+
+    @property
+    def _symbols(self) -> list[str]:
+        return sorted([*self.weights, *self.left_alone])
 
     def _identity(self) -> dict[str, str]:
         return {"policy_version": "toy-1", "feature_schema_hash": "f" * 8, "verdict": self.verdict}

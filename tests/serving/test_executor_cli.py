@@ -86,6 +86,14 @@ def test_cycle_prints_a_table_of_the_planned_orders(swing_live: Command, desk: D
     assert all(word in told for word in ("planned", "AAA", "buy to open", "400", "sell to open"))
 
 
+def test_cycle_table_names_what_is_left_alone(swing_live: Command, desk: Desk) -> None:
+    desk.policy.weights, desk.policy.left_alone = {"AAA": 0.4}, ["BBB"]
+    _, told, _ = swing_live("cycle", *options(desk))
+    row = next(line for line in told.splitlines() if "BBB" in line)
+    assert "left alone" in row
+    assert "none" in row
+
+
 def test_cycle_reads_a_file_and_lets_options_win(swing_live: Command, desk: Desk) -> None:
     file = desk.folder / "live.yaml"
     file.write_text("mode: dry-run\nmax_orders_per_session: 1\n")

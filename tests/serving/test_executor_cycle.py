@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sqlite3
 import threading
 from collections.abc import Callable
 from datetime import date, datetime, timedelta
@@ -14,6 +15,7 @@ import pytest
 from desk import AS_OF, NEW_YORK, SECRETS, Desk, flat_bars, order_of
 
 from data_pipeline.errors import ConfigError, LiveError
+from envs.limits import Limits
 from serving.executor.broker import Broker
 from serving.executor.config import Credentials, ExecutorConfig
 from serving.executor.cycle import CycleReport
@@ -200,6 +202,8 @@ def test_paper_order_that_cannot_be_cancelled_holds_and_sends_nothing_more(desk:
         (lambda a: {**a, "weights": {**a["weights"], "AAA": float("nan")}}, "weights.AAA"),
         (lambda a: {**a, "weights": {**a["weights"], "AAA": None}}, "weights.AAA"),
         (lambda a: {**a, "weights": {"AAA": 0.4}, "cash": 0.6}, "symbols of weights"),
+        (lambda a: {**a, "left_alone": ["BBB"]}, "symbols of weights and left_alone"),
+        (lambda a: {k: v for k, v in a.items() if k != "left_alone"}, "left_alone"),
         (lambda a: {**a, "weights": {"AAA": 0.96, "BBB": 0.0}, "cash": 0.04}, "max_weight"),
         (lambda a: {**a, "weights": {"AAA": 0.8, "BBB": -0.2}, "cash": 0.4}, "max_gross"),
         (lambda a: {**a, "cash": 0.5}, "do not add up"),
@@ -222,8 +226,116 @@ def test_policy_server_down_holds(desk: Desk) -> None:
     assert_held(desk, desk.cycle("paper", policy_url="http://127.0.0.1:9"), "cannot be reached")
 
 
-def test_short_weight_in_long_only_account_holds(desk: Desk) -> None:
-    assert_held(desk, desk.cycle("paper", limits={"long_only": True}), "long-only")
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        ({"long_only": True}, "weight -0.2000 of BBB is short in a long-only account"),
+        ({"unshortable": ["BBB"]}, "weight -0.2000 of BBB is short, and limits.unshortable names it"),
+        ({"max_net": 0.1}, "net weight 0.2000 is beyond max_net 0.1"),
+    ],
+)
+def test_decision_outside_the_executors_limits_holds(desk: Desk, limits: dict[str, Any], reason: str) -> None:
+    assert_held(desk, desk.cycle("paper", limits=limits), reason)
+
+
+UNKEPT = [
+    ({"fractional": True}, "limits.fractional: orders are sent in whole shares"),
+    ({"stop_loss": 0.05}, "limits.stop_loss: no protective orders are sent"),
+    ({"take_profit": 0.1}, "limits.take_profit: no protective orders are sent"),
+    ({"pattern_day_trader": True}, "limits.pattern_day_trader: the rule ended on 2026-06-04"),
+]
+
+
+@pytest.mark.parametrize("mode", ["dry-run", "paper"])
+@pytest.mark.parametrize(("limits", "reason"), UNKEPT)
+def test_policy_judged_with_limits_that_cannot_be_kept_holds(
+    desk: Desk, mode: str, limits: dict[str, Any], reason: str
+) -> None:
+    desk.policy.limits = limits
+    assert_held(desk, desk.cycle(mode), f"the policy was judged with {reason}")
+    assert desk.policy.asked == []
+
+
+@pytest.mark.parametrize(("limits", "reason"), UNKEPT)
+def test_limits_that_cannot_be_kept_are_refused_in_the_settings(limits: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=f"^settings: limits = .*{reason}.*; leave it out$"):
+        ExecutorConfig.of({"limits": limits})
+
+
+def test_limit_set_here_that_only_the_server_applies_holds_unless_it_does(desk: Desk) -> None:
+    limits = {"max_holding_sessions": 5}
+    desk.policy.limits = Limits().tree()
+    reason = "limits.max_holding_sessions is 5 here, but only the policy server applies it, with None"
+    assert_held(desk, desk.cycle("paper", limits=limits), reason)
+    rehearsal = desk.cycle(limits=limits)
+    assert rehearsal.state == "planned"
+    assert "limits.max_holding_sessions is 5 here, the policy was judged with None" in rehearsal.warnings
+    desk.policy.limits = limits
+    assert desk.cycle("paper", limits=limits).state == "done"
+
+
+def test_limits_of_another_version_hold(desk: Desk) -> None:
+    desk.policy.limits = {"max_sleeve": 1.0}
+    assert_held(desk, desk.cycle("paper"), "unknown key 'max_sleeve'")
+
+
+def test_differences_in_limits_are_told_for_every_kind_of_value(desk: Desk) -> None:
+    desk.policy.limits = {"max_gross": 0.95, "allocation": "kelly", "kelly_edge_bps": 3.0, "unshortable": ["AAA"]}
+    told = "; ".join(desk.cycle().warnings)
+    assert "limits.allocation is equal here, the policy was judged with kelly" in told
+    assert "limits.kelly_edge_bps is None here, the policy was judged with 3.0" in told
+    assert "limits.unshortable is [] here, the policy was judged with ['AAA']" in told
+    assert "max_gross" not in told
+
+
+@pytest.mark.parametrize(("side", "held"), [("buy", 100.0), ("sell", -100.0)])
+def test_symbol_left_alone_is_not_traded(desk: Desk, side: str, held: float) -> None:
+    desk.broker.submit(order_of("BBB", 100, side))
+    desk.policy.weights, desk.policy.left_alone = {"AAA": 0.4}, ["BBB"]
+    report = desk.cycle("paper")
+    assert (report.state, report.weights, report.left_alone) == ("done", {"AAA": 0.4}, ["BBB"])
+    assert desk.posted == ["swing.20120614.AAA.bto.0"]
+    assert desk.held == {"AAA": 400.0, "BBB": held}
+
+
+def test_everything_left_alone_is_done_without_an_order_or_a_price(desk: Desk) -> None:
+    desk.policy.weights, desk.policy.left_alone = {}, ["AAA", "BBB"]
+    desk.broker.faults.put(Fault(kind="status", path="/v2/stocks/trades/latest", status=500, count=99))
+    report = desk.cycle("paper")
+    assert (report.state, report.orders, report.left_alone) == ("done", [], ["AAA", "BBB"])
+
+
+def test_position_left_alone_takes_its_room_from_the_others(desk: Desk) -> None:
+    desk.broker.submit(order_of("AAA", 500, "buy"))
+    desk.policy.weights, desk.policy.left_alone = {"BBB": 0.46}, ["AAA"]
+    report = desk.cycle("paper")
+    assert report.reasons == ["policy: gross weight 0.9600 is beyond max_gross 0.95"]
+    desk.policy.weights = {"BBB": 0.45}
+    assert desk.cycle("paper").state == "done"
+
+
+def test_position_left_alone_beyond_the_limit_stays_if_nothing_adds_to_it(desk: Desk) -> None:
+    desk.broker.submit(order_of("AAA", 980, "buy"))
+    desk.policy.weights, desk.policy.left_alone = {"BBB": 0.0}, ["AAA"]
+    assert desk.cycle("paper", limits={"max_net": 0.5}).state == "done"
+    assert desk.held == {"AAA": 980.0}
+
+
+def test_cash_that_forgets_what_is_left_alone_holds(desk: Desk) -> None:
+    desk.broker.submit(order_of("BBB", 100, "buy"))
+    desk.policy.weights, desk.policy.left_alone = {"AAA": 0.4}, ["BBB"]
+    desk.policy.tamper = lambda answer: {**answer, "cash": 0.6}
+    assert desk.cycle("paper").reasons == ["policy: weights and cash 0.6000 do not add up to 1"]
+
+
+def test_decision_recorded_by_another_version_holds_until_its_session_is_over(desk: Desk) -> None:
+    desk.cycle("paper")
+    with sqlite3.connect(desk.journal_path) as journal:
+        journal.execute("UPDATE cycles SET decision = json_remove(decision, '$.left_alone')")
+    report = desk.cycle("paper")
+    assert (report.state, "recorded by another version" in report.reasons[0]) == ("hold", True)
+    desk.broker.move_to(desk.broker.now + timedelta(days=3))
+    assert desk.cycle("paper").state == "done"
 
 
 def test_rejected_policy_holds_in_paper_and_warns_in_dry_run(desk: Desk) -> None:

@@ -36,6 +36,10 @@ def test_plan_tiny_position_with_zero_target_is_closed_despite_the_band() -> Non
     assert legs(planned({"AAA": 0.0}, {"AAA": -1.0}, {"AAA": 100.0})) == [("AAA", "buy_to_close", 1)]
 
 
+def test_plan_position_without_a_target_is_left_alone() -> None:
+    assert planned({"AAA": 0.1}, {"AAA": 100.0, "BBB": -20.0}, {"AAA": 100.0}) == []
+
+
 def test_plan_reducing_orders_come_before_increasing_ones() -> None:
     intents = planned(
         {"AAA": 0.3, "BBB": 0.1, "CCC": 0.0},
