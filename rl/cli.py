@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from datetime import date
 from pathlib import Path
 from typing import Annotated
 
@@ -131,6 +132,49 @@ def validate_command(
     for reason in validation.verdict.reasons:
         console.print(f"  {reason}")
     console.print(f"report: {out / 'report.html'}")
+
+
+@app.command("backtest")
+def backtest_command(
+    policy: Annotated[
+        str, typer.Argument(help="Folder of a bundle, or equal-weight, buy-and-hold, momentum-12-1, cash.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for ledgers and report.")],
+    config: ConfigFile = None,
+    assignments: Settings = None,
+    start: Annotated[str | None, typer.Option(help="First session, as 2010-01-04; none: the first possible.")] = None,
+    end: Annotated[str | None, typer.Option(help="Last session; none: the last there is.")] = None,
+    seed: Annotated[int, typer.Option(help="Of random slippage, where the costs have it.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Run a policy over a span beside the baselines, by the step that training uses, and save the ledgers.
+
+    A bundle runs with the features, limits and costs that it was judged with, unless --set env.… says otherwise.
+    Nothing is judged: a policy that was chosen after looking at these figures is not out of sample any more.
+
+    Example: swing-rl backtest momentum-12-1 --out runs/momentum --set env.costs.half_spread_bps=5
+    """
+    from rl.console import figures_table  # noqa: PLC0415
+    from rl.judging.backtests import policy_named, run, settings_for  # noqa: PLC0415
+    from rl.judging.metrics import figures  # noqa: PLC0415
+
+    chosen, bundle = policy_named(policy)
+    settings = settings_for(bundle, config, assignments or [])
+    ledgers = run(chosen, settings, out, _day("--start", start), _day("--end", end), seed)
+    found = [figures(ledger) for ledger in ledgers]
+    if as_json:
+        typer.echo(json.dumps({"out": str(out), "figures": [each.tree() for each in found]}))
+        return
+    console = Console()
+    console.print(figures_table(found, f"{found[0].first_session} .. {found[0].last_session}, net of costs"))
+    console.print(f"ledgers: {out / 'ledgers'}\nreport: {out / 'report.html'}")
+
+
+def _day(option: str, text: str | None) -> date | None:
+    try:
+        return None if text is None else date.fromisoformat(text)
+    except ValueError as error:
+        raise ConfigError(f"{option} {text!r}: write it as 2010-01-04") from error
 
 
 @app.command("export")

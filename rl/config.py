@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from data_pipeline.build import DataConfig
 from data_pipeline.config import Config, read_yaml, set_path, with_overrides
 from data_pipeline.folds import FoldsConfig
-from envs.swing import EnvConfig
+from envs.simulator import EnvConfig
 from rl.learning.settings import ModelConfig, PpoConfig, TrainConfig
 
 

@@ -19,6 +19,7 @@ from rich.progress import (
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from rl.judging.metrics import Figures
     from rl.judging.tune import Sweep
     from rl.judging.validate import Validation
     from rl.learning.train import Progress as Iteration
@@ -81,10 +82,15 @@ def _fold_columns(sweep: Sweep) -> dict[str, list[str]]:
 
 def validation_table(validation: Validation) -> Table:
     """Returns the policy against its baselines on the holdout."""
-    table = Table(title=f"Holdout {validation.spans['holdout']}, net of costs, never trained on")
+    return figures_table(validation.figures, f"Holdout {validation.spans['holdout']}, net of costs, never trained on")
+
+
+def figures_table(figures: Iterable[Figures], title: str) -> Table:
+    """Returns accounts side by side, one a row."""
+    table = Table(title=title)
     for heading in ("", "return", "Sharpe ± SE", "max drawdown", "turnover / year", "costs paid"):
         table.add_column(heading, justify="left" if not heading else "right", no_wrap=not heading)
-    for f in validation.figures:
+    for f in figures:
         table.add_row(
             f.name,
             f"{f.total_return:+.1%}",

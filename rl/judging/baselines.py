@@ -10,8 +10,6 @@ import numpy as np
 from envs.contract import Floats, Policy, Window
 
 _MONTH_SESSIONS, _YEAR_SESSIONS = 21, 252
-_ROUNDING = 1e-6
-"""Lifts a held position above the float32 it is observed in, so that whole shares truncate to themselves."""
 
 
 class Cash:
@@ -26,7 +24,7 @@ class Cash:
 
 
 class EqualWeight:
-    """Keeps every ready symbol at its full sleeve: sells what rose, buys what fell, beyond the band."""
+    """Keeps every ready symbol at its full budget: sells what rose, buys what fell, beyond the band."""
 
     name = "equal-weight"
     window = 1
@@ -37,24 +35,22 @@ class EqualWeight:
 
 
 class BuyAndHold:
-    """Buys every ready symbol at its full sleeve once, then leaves it alone; dividends stay in cash.
+    """Buys every ready symbol at its full budget once, then leaves it alone; dividends stay in cash.
 
-    What is held is answered as it stands, so nothing is traded. A winner outgrows its sleeve and the answer
-    then exceeds 1: clipping it would turn this policy into one that sells winners. A symbol that becomes
-    ready later is bought at its sleeve, paid for by trimming the others in proportion.
+    What is held is left alone, also where a winner outgrows its budget. A symbol that becomes ready later is bought
+    at its budget, paid for by trimming the others in proportion.
     """
 
     name = "buy-and-hold"
     window = 1
 
     def decide(self, window: Window) -> Floats:
-        """Returns target positions, `[N]`; above 1 where a holding has outgrown its sleeve."""
-        held = window.portfolio[:, 0].astype(np.float64) * (1.0 + _ROUNDING)
+        """See `Policy.decide`."""
+        held = window.portfolio[:, 0].astype(np.float64)
         new = window.ready & (held == 0.0)
-        if new.any() and held.any():
-            room = window.ready.sum() - new.sum()
-            held *= min(1.0, room / held.sum())
-        return np.where(new, 1.0, held)
+        room = window.ready.sum() - new.sum()
+        kept = held * room / held.sum() if new.any() and held.sum() > room else np.full(len(held), np.nan)
+        return np.where(new, 1.0, kept)
 
 
 class Momentum:

@@ -34,7 +34,7 @@ from rl.judging.metrics import (
 
 _POLICY_COLOUR = "#2f81f7"
 _COLOURS = ("#d97706", "#1a9e6b", "#a371f7", "#8b949e", "#db61a2", "#b08800")
-_COST_COLOURS = dict(zip(COST_KINDS, ("#2f81f7", "#d97706", "#1a9e6b", "#a371f7"), strict=True))
+_COST_COLOURS = dict(zip(COST_KINDS, (_POLICY_COLOUR, *_COLOURS, "#57606a"), strict=True))
 _FETCHES_OR_FAILS = re.compile(r'<link[^>]*favicon[^>]*>| onload="save\(\)"')
 """In quantstats' page: an icon from the network, and a call of a function that is not there."""
 _WEIGHT_SCALE = (  # transparent at zero, so that it suits a light and a dark page
@@ -49,7 +49,7 @@ def write_report(
     *,
     title: str,
     ledgers: Sequence[Ledger],
-    verdict: Verdict,
+    verdict: Verdict | None,
     context: Mapping[str, str],
     trials: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
@@ -59,16 +59,17 @@ def write_report(
         path: Of the page; its folder is made.
         title: Heading.
         ledgers: The policy's first, then the baselines', all over the same out-of-sample sessions.
-        verdict: On that policy.
+        verdict: On that policy; None where nothing is judged.
         context: What was judged and how, name to value: data snapshot, spans, hashes.
         trials: One row for each configuration that was tried, column to value, the columns those of the
             first; a number is shown with two decimals, None as a dash. Empty: not recorded.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    tear_sheet = _write_tear_sheet(path.with_name(f"{path.stem}-tearsheet.html"), title, ledgers, verdict)
+    benchmark = ledgers[1].name if verdict is None else verdict.comparisons[0].benchmark
+    tear_sheet = _write_tear_sheet(path.with_name(f"{path.stem}-tearsheet.html"), title, ledgers, benchmark)
     found = [figures(ledger) for ledger in ledgers]
     sections = (
-        _verdict_section(verdict, len(trials)),
+        "" if verdict is None else _verdict_section(verdict, len(trials)),
         _figures_section(found, tear_sheet),
         _plot_section(
             "equity", "Equity", "Account value after each close, net of costs, on a logarithmic axis.", _equity(ledgers)
@@ -178,9 +179,9 @@ def _limits_section(policy: Figures, tried: int) -> str:
         "more configurations were tried, the better the best of them looks by luck alone, and neither the "
         "intervals nor the p-values allow for that. Symbols that are known today have survived until today; "
         "only the differences between accounts on the same symbols mean something.</p>"
-        "<p>Fills are simulated: an order gets the opening price in full, and its market impact is charged as a "
-        "cost but moves no later price. Cash earns no interest, borrowed cash costs none, and taxes are left "
-        "out. Past returns, simulated ones most of all, promise nothing.</p></section>"
+        "<p>Fills are simulated: an order gets the opening price as far as its share of the session's volume allows, "
+        "and its market impact is charged as a cost but moves no later price. Cash earns no interest, and taxes are "
+        "left out. Past returns, simulated ones most of all, promise nothing.</p></section>"
     )
 
 
@@ -293,9 +294,9 @@ def _sessions(ledger: Ledger) -> list[Any]:
     return ledger.account["session"].to_list()
 
 
-def _write_tear_sheet(path: Path, title: str, ledgers: Sequence[Ledger], verdict: Verdict) -> Path | None:
-    """Writes quantstats' page on the policy against its first benchmark; None if one of them never moved."""
-    pair = (ledgers[0], next(ledger for ledger in ledgers if ledger.name == verdict.comparisons[0].benchmark))
+def _write_tear_sheet(path: Path, title: str, ledgers: Sequence[Ledger], against: str) -> Path | None:
+    """Writes quantstats' page on the policy against the ledger of that name; None if one of them never moved."""
+    pair = (ledgers[0], next(ledger for ledger in ledgers if ledger.name == against))
     policy, benchmark = (pl.Series(ledger.name, solvent_returns(ledger)).to_pandas() for ledger in pair)
     if policy.nunique() < 2 or benchmark.nunique() < 2:
         path.unlink(missing_ok=True)

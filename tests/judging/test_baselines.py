@@ -26,8 +26,8 @@ def panel_of(closes: Floats, first_ready: tuple[int, ...] | None = None) -> Pane
     for column, row in enumerate(first_ready or ()):
         features[:row, column] = np.nan
     opens = np.vstack([closes[:1], closes[:-1]])
-    constant = {"volume": 1e9, "split": 1.0, "dividend": 0.0, "sigma": 0.01, "adv": 1e9}
-    return Panel(
+    constant = {"volume": 1e9, "split": 1.0, "dividend": 0.0, "sigma": 0.01, "adv": 1e9, "spread": 0.0}
+    return Panel.of(
         sessions=np.arange(np.datetime64("2010-01-04"), np.datetime64("2010-01-04") + count),
         symbols=tuple("ABCD"[:symbols]),
         feature_names=("x",),
@@ -70,7 +70,7 @@ def test_buy_and_hold_in_diverging_prices_buys_once_and_is_left_alone(limits: Li
     ledger = run(BuyAndHold(), panel, limits=limits)
     assert traded_sessions(ledger) == [ledger.account["session"][0]]
     last = ledger.positions.tail(3)
-    assert last["weight"].max() > 0.9  # far above the sleeve of 0.3167 it was bought for
+    assert last["weight"].max() > 0.9  # far above the budget of 0.3167 it was bought for
     assert last["shares"].to_list() == [316.0, 316.0, 316.0]
 
 
@@ -94,7 +94,7 @@ def test_buy_and_hold_with_a_latecomer_buys_it_once_from_the_others_without_borr
     assert ledger.account["cash"].min() >= 0
 
 
-def test_equal_weight_in_diverging_prices_keeps_every_sleeve_within_the_band() -> None:
+def test_equal_weight_in_diverging_prices_keeps_every_budget_within_the_band() -> None:
     ledger = run(EqualWeight(), panel_of(growing((0.01, -0.01), 100)))
     weights = ledger.positions["weight"].to_numpy()
     assert len(traded_sessions(ledger)) > 10

@@ -78,7 +78,7 @@ def test_figures_of_four_sessions_equal_pencil_numbers() -> None:
     assert f.max_drawdown == pytest.approx(-0.1)
     assert f.exposure == pytest.approx(0.5)
     assert f.turnover_per_year == pytest.approx(40 / mean_equity * 63)
-    assert f.costs_usd == {"commission": 4.0, "spread": 0.0, "impact": 0.0, "borrow": 2.0}
+    assert f.costs_usd == dict.fromkeys(COST_KINDS, 0.0) | {"commission": 4.0, "borrow": 2.0}
     assert f.cost_usd == pytest.approx(6.0)
     assert f.cost_bps_per_year == pytest.approx(6 / mean_equity * 63 * 1e4)
     assert f.trades == 3

@@ -64,8 +64,8 @@ class Twin(EqualWeight):
 def random_market(sessions: int = 400) -> Panel:
     shape = (sessions, 2)
     closes = 50.0 * np.exp(np.cumsum(np.random.default_rng(0).normal(3e-4, 0.015, shape), axis=0))
-    constant = {"volume": 1e7, "split": 1.0, "dividend": 0.0, "sigma": 0.015, "adv": 1e7}
-    return Panel(
+    constant = {"volume": 1e7, "split": 1.0, "dividend": 0.0, "sigma": 0.015, "adv": 1e7, "spread": 0.0}
+    return Panel.of(
         sessions=np.busday_offset("2010-01-04", np.arange(sessions)),
         symbols=("AAA", "B<B"),
         feature_names=("x",),

@@ -39,7 +39,7 @@ def test_network_step_by_step_equals_the_whole_sequence():
 @pytest.mark.parametrize("action", list(ActionKind))
 def test_numpy_policy_equals_torch(market, action):
     torch.manual_seed(1)
-    net = SwingNet(market.features.shape[-1], action, 24)
+    net = SwingNet(market.feature_count, action, 24)
     policy = LstmPolicy("p", 30, policy_arrays(net), _scaler(market), action)
     features = market.panel.features[2000:2030][:, [0, 3, 4]]
     portfolio = np.random.default_rng(0).uniform(-1, 1, (3, 2)).astype(np.float32)
