@@ -8,6 +8,8 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
+import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -15,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 Figure = dict[str, Any]
+PIPED_WIDTH = 120
+"""Columns of the table where no terminal says how many there are."""
 
 
 def arguments(description: str) -> argparse.Namespace:
@@ -45,6 +49,21 @@ def interleaved(contestants: Mapping[str, Callable[[], float]], unit: str, runs:
     return {name: figure(found, unit) for name, found in rates.items()}
 
 
+def rate(work: Callable[[], int], seconds: float) -> float:
+    """Returns units of work per CPU-second of this process.
+
+    Args:
+        work: Does some and returns how much; called until `seconds` are used up, so that fast and slow contestants
+            are measured for equally long.
+        seconds: Of CPU.
+    """
+    done, used, started = 0, 0.0, time.process_time()
+    while used < seconds:
+        done += work()
+        used = time.process_time() - started
+    return done / used
+
+
 def figure(values: list[float], unit: str) -> Figure:
     """Returns median, min and max of some runs."""
     extent = {"median": statistics.median(values), "min": min(values), "max": max(values)}
@@ -59,14 +78,14 @@ def publish(
     skipped: dict[str, str],
 ) -> None:
     """Prints the table and, where asked for, the JSON object."""
-    table = Table("figure", "median", "min", "max", "unit", title=name)
+    table = Table(Column("figure", no_wrap=True), "median", "min", "max", "unit", title=name)
     for key, found in figures.items():
         table.add_row(key, *(shown(found[part]) for part in ("median", "min", "max")), found["unit"])
     for key, ratio in ratios.items():
         table.add_row(key, f"{ratio:.2f}", "", "", "ratio")
     for peer, reason in skipped.items():
         table.add_row(peer, "skipped", "", "", reason)
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else PIPED_WIDTH).print(table)
     result = {
         "benchmark": name,
         "when": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
