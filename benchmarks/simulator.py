@@ -2,7 +2,8 @@
 
 Everybody trades IBM at random, resets included. The ratios divide our 1,024 slots by a peer's fastest form. How the
 rate and a worker's own memory hold as the panel grows is measured on panels opened from disk, which repeat IBM with
-prices and volumes of their own.
+prices and volumes of their own. `numpy_sums_per_cpu_s` says how quick the machine was just then: bare additions of two
+arrays of 1,024 numbers, counted in numbers; a slot-step costs as many of them as `numpy_sums_per_slot_step` says.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ EPISODE_STEPS = 129
 """Decisions of an episode, and the step that starts the next one."""
 NARROW, WIDE, SESSIONS = 10, 5_000, 2_500
 UNIT = "steps per CPU-second"
+YARDSTICK = "numpy_sums_per_cpu_s"
 _PRICED = ("open", "high", "low", "close", "dividend", "adjusted_close")
 _COUNTED = ("volume", "adv")
 
@@ -71,7 +73,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as root:
         folders = {size: repeated(real, size, sessions, Path(root)) for size in (NARROW, wide)}
         works = _ours(Market(real, scaler)) | _by_width(folders, scaler)
-        contestants = {name: _timed(work, seconds) for name, work in works.items()}
+        contestants = {name: _timed(work, seconds) for name, work in (works | {YARDSTICK: _sums}).items()}
         for peer, forms in peers.items():
             contestants |= {f"{peer}_{form}": run for form, run in forms.items()}
         figures = interleaved(contestants, UNIT, runs)
@@ -80,6 +82,7 @@ def main() -> None:
     ratios = {
         f"vs_{peer}": ours / max(figures[f"{peer}_{form}"]["median"] for form in forms) for peer, forms in peers.items()
     }
+    ratios["numpy_sums_per_slot_step"] = figures[YARDSTICK]["median"] / ours
     rates = {size: figures[f"slot_steps_per_cpu_s_b1024_{size}_symbols"]["median"] for size in folders}
     ratios[f"symbols_{wide}_vs_{NARROW}"] = rates[wide] / rates[NARROW]
     publish("simulator", options, figures, ratios, skipped)
@@ -156,6 +159,13 @@ def _by_width(folders: Mapping[int, Path], scaler: Scaler) -> dict[str, Work]:
 def _slots(slots: int, market: Market) -> Work:
     env = SwingVectorEnv(slots, market, Span(0, market.sessions), settings=SETTINGS)
     return slot_steps_of(env, _actions(EPISODE_STEPS, slots))
+
+
+def _sums() -> int:
+    numbers = np.ones(1024)
+    for _ in range(1000):
+        numbers + numbers
+    return 1000 * len(numbers)
 
 
 def _actions(*shape: int) -> Any:

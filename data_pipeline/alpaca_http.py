@@ -6,6 +6,8 @@ says about its request limit.
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -260,7 +262,16 @@ class _Wire(HTTPAdapter):
         response = super().send(*args, **{**kwargs, "timeout": kwargs.get("timeout") or self._timeout_s})
         if self._on_answer is not None:
             self._on_answer(response.headers)
+        response.json = functools.partial(_json, response)  # type: ignore[method-assign]
         return response
+
+
+def _json(response: requests.Response, **_: Any) -> Any:
+    """Reads a body by the standard library: requests would take simplejson where that is installed, and refuse NaN."""
+    try:
+        return json.loads(response.content)
+    except ValueError as error:
+        raise requests.JSONDecodeError(str(error), response.text, 0) from error
 
 
 def _times(sent: int) -> str:

@@ -7,7 +7,6 @@ tradable. Everything at row t is known at the close of session t.
 The arrays are stored symbol by symbol, so that what is known of a symbol at a session is one run of memory.
 The shapes `[T, N, F]` and `[T, N]`, by which most code asks, are views of them.
 """
-# ruff: noqa: N815 - shape suffixes are upper case on purpose
 
 from __future__ import annotations
 

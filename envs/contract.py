@@ -43,6 +43,11 @@ def total(values: Floats) -> Floats:
     return result
 
 
+def everywhere(mask: Bools) -> bool:
+    """Returns `mask.all()`, in a third of its time on the arrays of a step."""
+    return np.count_nonzero(mask) == mask.size
+
+
 class ActionKind(StrEnum):
     """How a policy's output names a target position."""
 
@@ -67,8 +72,9 @@ def positions_of(actions: npt.NDArray[Any], kind: ActionKind) -> Floats:
     """
     if kind is ActionKind.DISCRETE:
         if actions.min() < 0 or actions.max() > 2:
-            raise ValueError(f"action {actions.min()} or {actions.max()}: give 0 short, 1 cash or 2 long")
-        return _DISCRETE.take(actions.astype(np.int64))
+            wrong = actions.min() if actions.min() < 0 else actions.max()
+            raise ValueError(f"action {wrong}: give 0 short, 1 cash or 2 long")
+        return _DISCRETE.take(actions.astype(np.int64, copy=False))
     if np.isnan(actions).any():
         raise ValueError("action nan: the policy diverged; give a number, which is clipped to [-1, 1]")
     return np.clip(actions.astype(np.float64), -1.0, 1.0)
@@ -79,12 +85,13 @@ def portfolio_state(weights: Floats, budget: Floats, sessions_held: Ints, out: F
 
     Args:
         weights: Present weight of each symbol as a share of equity, `[...]`.
-        budget: Weight of a full position (`limits.budgets`), broadcasts to `[...]`; the position is 0 where that is.
+        budget: Weight of a full position (`limits.budgets`), broadcasts to `[...]`; whatever is held against a budget
+            of 0 is a position at the bound.
         sessions_held: Sessions since the position took its present sign; 0 when flat.
         out: float32.
     """
     state = np.empty((*weights.shape, len(PORTFOLIO_FEATURES)), np.float32) if out is None else out
-    state[..., 0] = np.clip(weights / np.where(budget > 0, budget, np.inf), -OBSERVATION_BOUND, OBSERVATION_BOUND)
+    state[..., 0] = np.clip(weights / np.maximum(budget, 1e-9), -OBSERVATION_BOUND, OBSERVATION_BOUND)
     state[..., 1] = np.minimum(sessions_held / HOLDING_UNIT_SESSIONS, 2.0)
     return state
 

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from data_pipeline.config import Config
-from envs.contract import Floats
+from envs.contract import Floats, everywhere
 
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -128,10 +128,10 @@ def commission(size: Floats, notional: Floats, costs: Costs) -> Floats:
     fee = size * costs.commission_usd_per_share
     if costs.commission_bps:
         fee += notional * (costs.commission_bps * 1e-4)
-    if costs.commission_usd_per_order:
-        fee += (size > 0) * costs.commission_usd_per_order
-    if costs.commission_minimum_usd:
-        fee = np.maximum(fee, (size > 0) * costs.commission_minimum_usd)
+    if costs.commission_usd_per_order or costs.commission_minimum_usd:
+        some = (size > 0).astype(np.float64)
+        fee += some * costs.commission_usd_per_order
+        fee = np.maximum(fee, some * costs.commission_minimum_usd)
     return fee
 
 
@@ -148,7 +148,7 @@ def impact(size: Floats, notional: Floats, liquidity: Liquidity, costs: Costs) -
     on later prices.
     """
     sigma, adv = liquidity.sigma, liquidity.adv
-    if not (sigma * adv > 0).all():
+    if not everywhere(sigma * adv > 0):
         sigma, adv = np.where(sigma > 0, sigma, _UNKNOWN_SIGMA), np.where(adv > 0, adv, np.inf)
     return notional * sigma * np.sqrt(size / adv) * costs.impact
 

@@ -216,7 +216,7 @@ def target_weights(
         wanted = np.where(standing.may_open, wanted, _shrinking(wanted, standing.weights))
     if len(ready) > 1 or limits.max_net < limits.max_gross:
         wanted = _within_gross_and_net(wanted, kept, kept | young, standing, limits)
-    if kept.any():
+    if np.count_nonzero(kept):
         wanted = np.where(kept, np.nan, wanted)
     if limits.max_drawdown is not None or limits.max_session_loss is not None:
         wanted = np.where(stopped(standing, limits), 0.0, wanted)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from envs.contract import Bools, Floats, Ints, total
+from envs.contract import Bools, Floats, Ints, everywhere, total
 from envs.costs import Costs, Liquidity, TradeCosts, borrow_cost, margin_interest, trade_costs
 from envs.limits import (
     PDT_DAY_TRADES,
@@ -65,7 +65,9 @@ class Book(NamedTuple):
     @property
     def weights(self) -> Floats:
         """Value of each position over equity, `[N, ...]`; 0 once equity is gone."""
-        return self.shares * self.mark / np.where(self.equity > 0, self.equity, np.inf)
+        solvent = self.equity > 0
+        equity = self.equity if everywhere(solvent) else np.where(solvent, self.equity, np.inf)
+        return self.shares * self.mark / equity
 
     @property
     def drawdown(self) -> Floats:
@@ -194,7 +196,7 @@ def step(book: Book, positions: Floats, bars: Bars, limits: Limits, costs: Costs
         costs: The cost model.
     """
     target = target_weights(positions, bars.ready, bars.shortable, bars.sigma, book, limits)
-    if book.margin_call.any():
+    if np.count_nonzero(book.margin_call):
         target = np.where(book.margin_call, 0.0, target)
     ordered = order_shares(target, book.equity, book.mark, book.shares, limits)
     return execute(book, target, ordered, bars, limits, costs)
@@ -225,7 +227,8 @@ def execute(
             day_trades = np.concatenate([day_trades[1:], made[None]])
         shares = shares + exited
         entry = np.where(shares == 0, 0.0, entry)
-    mark = np.where(bars.close > 0, bars.close, mark)
+    known = bars.close > 0
+    mark = bars.close if everywhere(known) else np.where(known, bars.close, mark)
     after, borrow, interest = _at_close(book, shares, mark, flows, costs)
     fills = Fills(
         target, ordered, held, filled, price, exited, exit_price, paid, borrow, delisting, dividends, interest,
@@ -250,7 +253,7 @@ def _at_close(book: Book, shares: Floats, mark: Floats, flows: Floats, costs: Co
         cash=cash,
         shares=shares,
         mark=mark,
-        sessions_held=np.where(shares * book.shares > 0, book.sessions_held + 1, shares != 0),
+        sessions_held=book.sessions_held * (shares * book.shares > 0) + (shares != 0),
         equity=equity,
         before=book.equity,
         peak=np.maximum(book.peak, equity),
@@ -264,7 +267,7 @@ def _split(
 ) -> tuple[Floats, Floats, Floats, Floats, Floats | float]:
     """Returns shares, mark, entry price and orders after the split of t+1, and cash paid for fractions of shares."""
     same = bars.split == 1
-    if same.all():
+    if everywhere(same):
         return book.shares, book.mark, book.entry, ordered, 0.0
     exact, mark = book.shares * bars.split, book.mark / bars.split
     held = np.where(same, exact, whole(exact, limits))
@@ -276,7 +279,7 @@ def _delisted(
     held: Floats, mark: Floats, ordered: Floats, bars: Bars, costs: Costs
 ) -> tuple[Floats, Floats, Floats | float, Floats]:
     """Returns what is left to hold and trade, cash from the settlement of delisted positions, and what they lost."""
-    if bars.listed.all():
+    if everywhere(bars.listed):
         return held, ordered, 0.0, np.zeros(held.shape)
     value = np.where(bars.listed, 0.0, held * mark)
     lost = np.maximum(value, 0.0) * costs.delisting_loss
@@ -288,7 +291,7 @@ def _fill_at_open(ordered: Floats, bars: Bars, limits: Limits, costs: Costs) -> 
     # Optimistic: the opening price takes the whole order; impact is charged as a cost instead.
     can_fill = bars.volume * bars.open * bars.adv > 0
     volume, price = bars.volume, bars.open
-    if not can_fill.all():
+    if not everywhere(can_fill):
         volume, price = np.where(can_fill, volume, 0.0), np.where(can_fill, price, 0.0)
     most = whole(volume * costs.max_participation, limits)
     return np.minimum(np.maximum(ordered, -most), most), price, most

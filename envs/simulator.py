@@ -15,7 +15,7 @@ from pydantic import Field
 
 from data_pipeline.config import Config
 from data_pipeline.errors import ConfigError
-from envs.chance import Keys, derived, follow, keys_of, uniforms
+from envs.chance import Keys, Streams, derived, keys_of, uniforms
 from envs.contract import (
     OBSERVATION_BOUND,
     PORTFOLIO_FEATURES,
@@ -24,6 +24,7 @@ from envs.contract import (
     Floats,
     Floats32,
     Ints,
+    everywhere,
     portfolio_state,
     total,
 )
@@ -76,7 +77,7 @@ class Accounts(ABC):
         shape = (members, count)
         self._keys: Keys = np.zeros(0, np.uint64)
         self._episode: Ints = np.full(count, -1, np.int64)
-        self._luck_keys: Keys = np.zeros(shape, np.uint64)
+        self._streams = Streams(shape)
         self._age: Ints = np.zeros(count, np.int64)
         self._t: Ints = np.zeros(count, np.int64)
         self._n: Ints = np.zeros(shape, np.int64)
@@ -85,6 +86,7 @@ class Accounts(ABC):
         self._now: Floats = market.bars_at(self._row)
         self._ready: Bools = np.ones(shape, np.bool_)
         self._shortable: Bools = np.ones(shape, np.bool_)
+        self._some_gone = False
         self._no_luck: Floats = np.zeros(shape)
         self._moments = Moments.prior(count)
         self.book: Book = opening_book(np.zeros(count), np.zeros(shape))
@@ -116,7 +118,7 @@ class Accounts(ABC):
         self._episode[slots] += 1
         keys = derived(self._keys[slots], self._episode[slots])
         n, t = self._drawn(uniforms(keys))
-        self._luck_keys[:, slots] = derived(keys, np.arange(self.members)[:, None])
+        self._streams.restart(slots, derived(keys, np.arange(self.members)[:, None]))
         self._age[slots], self._t[slots] = 0, t
         self._n[:, slots], self._last[:, slots] = n, self.market.last_bar[n]
         self._row[:, slots] = n * self.market.sessions + t
@@ -137,7 +139,8 @@ class Accounts(ABC):
         """Returns reward, terminated, truncated, `[B]` each, for target positions `[N, B]`."""
         config, before = self.config, self.book
         following = self.market.bars_at(self._row + 1)
-        bars = step_bars(self._now, following, self._ready, self._shortable, self._t < self._last, self._luck())
+        listed = self._t < self._last
+        bars = step_bars(self._now, following, self._ready, self._shortable, listed, self._luck())
         self.book, self.fills = step(before, positions, bars, config.limits, self._costs)
         reward = self._rewarded(before, self.fills, following)
         self._now = following
@@ -146,8 +149,9 @@ class Accounts(ABC):
         self._age += 1
         self._look(None)
         terminated = self.book.equity < config.ruin_fraction * config.initial_cash_usd
-        if not bars.listed.all():
-            terminated |= ~bars.listed.any(axis=0)
+        self._some_gone = not everywhere(listed)
+        if self._some_gone:
+            terminated |= ~listed.any(axis=0)
         if config.limits.max_drawdown is not None:
             terminated |= self.book.drawdown > config.limits.max_drawdown
         return reward, terminated, (self._age >= config.episode_sessions) & ~terminated
@@ -179,10 +183,7 @@ class Accounts(ABC):
         }
 
     def _luck(self) -> Floats:
-        if not self._costs.slippage_bps:
-            return self._no_luck
-        follow(self._luck_keys)
-        return uniforms(self._luck_keys)
+        return self._streams.draw() if self._costs.slippage_bps else self._no_luck
 
     def _rewarded(self, before: Book, fills: Fills, following: Floats) -> Floats:
         weights, book = self.config.rewards, self.book
@@ -225,7 +226,7 @@ class SlotAccounts(Accounts):
     def observe(self) -> Floats32:
         """Returns `[B, F + P]`: the symbol's features, then the state of its position."""
         # A symbol that was delisted has no features any more; the episode is over and shows its last ones.
-        rows = self._row[0] - (self._t > self._last[0])
+        rows = self._row[0] - (self._t > self._last[0]) if self._some_gone else self._row[0]
         observed = np.empty((self.count, self.market_features + len(PORTFOLIO_FEATURES)), np.float32)
         self.market.features_at(rows, observed[:, : self.market_features])
         self._portfolio(observed[None, :, self.market_features :])

@@ -21,7 +21,7 @@ CARRIES = {
             *("scalar_steps_per_cpu_s", "account_steps_per_cpu_s_b64_10_symbols"),
             *("worker_private_mib_10", "worker_private_mib_50"),
         },
-        {"vs_gym_anytrading", "vs_gym_trading_env", "vs_finrl", "symbols_50_vs_10"},
+        {"vs_gym_anytrading", "vs_gym_trading_env", "vs_finrl", "symbols_50_vs_10", "numpy_sums_per_slot_step"},
     ),
 }
 

@@ -374,7 +374,7 @@ def test_action_that_is_none_is_refused(action, kind):
 
 def test_portfolio_state_is_relative_to_the_budget():
     state = portfolio_state(np.array([0.19, -0.095, 0.1]), np.array([0.19, 0.19, 0.0]), np.array([10, 100, 0]))
-    np.testing.assert_allclose(state, [[1.0, 0.5], [-0.5, 2.0], [0.0, 0.0]], rtol=1e-6)
+    np.testing.assert_allclose(state, [[1.0, 0.5], [-0.5, 2.0], [5.0, 0.0]], rtol=1e-6)
 
 
 @pytest.mark.parametrize("members", [1, 2, 9, 100])
