@@ -228,7 +228,7 @@ def execute(
         shares = shares + exited
         entry = np.where(shares == 0, 0.0, entry)
     known = bars.close > 0
-    mark = bars.close if everywhere(known) else np.where(known, bars.close, mark)
+    mark = bars.close.copy() if everywhere(known) else np.where(known, bars.close, mark)  # the book is its owner's
     after, borrow, interest = _at_close(book, shares, mark, flows, costs)
     fills = Fills(
         target, ordered, held, filled, price, exited, exit_price, paid, borrow, delisting, dividends, interest,
