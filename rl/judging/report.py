@@ -248,6 +248,7 @@ def _costs(found: Sequence[Figures]) -> go.Figure:
             hovertemplate="%{y:$,.2f}",
         )
         for kind in COST_KINDS
+        if any(f.costs_usd[kind] for f in found)
     ]
     figure = _figure(bars, 320, "Account", "Costs paid (USD)").update_layout(barmode="stack", bargap=0.5)
     return figure.update_yaxes(tickformat="$,~f", rangemode="tozero")

@@ -15,7 +15,7 @@ from playwright.sync_api import Page
 from browser import brightness, browser, page  # noqa: F401  (fixtures)
 from data_pipeline.folds import Span
 from data_pipeline.panel import Panel
-from envs.backtest import Ledger, backtest
+from envs.backtest import COST_KINDS, Ledger, backtest
 from envs.contract import Floats, Policy, Window
 from envs.costs import Costs
 from envs.limits import Limits
@@ -157,14 +157,16 @@ def drawn(page: Page, selector: str) -> list[str]:
 
 
 @pytest.mark.browser
-def test_report_in_a_browser_draws_every_plot_with_named_axes(report: Path, page: Page) -> None:
+def test_report_in_a_browser_draws_every_plot_with_named_axes(report: Path, page: Page, ledgers: list[Ledger]) -> None:
     page.goto(report.as_uri())
     for plot in ("equity", "drawdown"):
         cash, *moving = drawn(page, f"#{plot} [class*=scatterlayer] path.js-line")  # the policy last, on top
         assert len(moving) == 3
         assert all(len(re.split("[LHV]", line)) > 100 for line in moving)
         assert len(re.split("[LHV]", cash)) == 2
-    assert len(drawn(page, "#costs .bars path")) == 16
+    paid = [kind for kind in COST_KINDS if any(figures(ledger).costs_usd[kind] for ledger in ledgers)]
+    assert len(drawn(page, "#costs .bars path")) == 4 * len(paid)
+    assert {"commission", "spread", "impact", "fees"} <= set(paid)
     assert len([path for path in drawn(page, "#holding .bars path") if path != "M0,0Z"]) > 2
     assert page.locator("#positions .heatmaplayer image").count() == 1
     titles = page.locator(".g-xtitle text, .g-ytitle text, [class*=cbtitle] text").all_text_contents()
