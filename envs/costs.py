@@ -34,7 +34,7 @@ class Costs(Config):
     """Half of the quoted spread, paid on each side, in basis points of the notional."""
     spread: Literal["fixed", "high_low"] = "fixed"
     """high_low: the panel's estimate from highs and lows, and never less than `half_spread_bps`. Pessimistic for liquid
-    symbols, whose spread is finer than daily ranges can tell: it gives IBM a median half spread of 27 bps."""
+    symbols, whose spread is finer than daily ranges can tell."""
     impact: NonNegative = 0.5
     """c in c · sigma · sqrt(shares / ADV), the price move our own order causes, as a fraction."""
     max_participation: Annotated[float, Field(gt=0, le=1)] = 0.1

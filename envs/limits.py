@@ -1,7 +1,8 @@
 """Allocation and limits: one object for environment, backtest and executor.
 
 A target position in [-1, 1] is a part of the symbol's *budget*, the weight that a full position has. Allocation
-sets the budgets; everything else may only shrink or delay what was asked for. Closing is always allowed.
+sets the budgets; everything else may only shrink or delay what was asked for. Closing is always allowed, but
+for the least holding time.
 
 All arrays are `[N, ...]` for symbols and `[...]` for accounts. A weight of NaN means: leave the position alone.
 """
@@ -15,12 +16,12 @@ from pydantic import Field, model_validator
 
 from data_pipeline.config import Config
 from envs.contract import Bools, Floats, Ints, total
+from envs.costs import SESSIONS_PER_YEAR
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Sessions = Annotated[int, Field(ge=1)]
 
-SESSIONS_PER_YEAR = 252
 TURNOVER_SESSIONS = 20
 """The turnover budget can be saved up for this long."""
 PDT_EQUITY_USD, PDT_DAY_TRADES, PDT_SESSIONS = 25_000.0, 3, 5

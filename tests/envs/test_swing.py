@@ -303,7 +303,7 @@ def test_action_masks_say_what_the_limits_turn_into_cash(rough, shape):
     assert (env.accounts.book.shares <= 0).all()
     only = scalar(rough, SPAN, settings={"limits": {"long_only": True}})
     _, info = only.reset(seed=0)
-    assert info["action_mask"].reshape(-1, 3)[:, 0].any() == False  # noqa: E712
+    assert not info["action_mask"].reshape(-1, 3)[:, 0].any()
     assert (only.action_masks() == info["action_mask"]).all()
     assert "action_mask" not in scalar(rough, SPAN).reset(seed=0)[1]
 
