@@ -6,9 +6,9 @@
       golden.safetensors       one recorded observation and the network's answer
       evidence/...             whatever the judge left
 
-No pickle and no torch: the network is an LSTM over market features, then two dense layers over its last
-output and the portfolio state. Loading checks every hash, refuses a manifest that is not byte for byte
-what was written, and runs the golden observation.
+No pickle and no torch: the network is an LSTM of one or two layers over market features, maybe attention over
+its last outputs, then two dense layers over the result and the portfolio state. Loading checks every hash, refuses
+a manifest that is not byte for byte what was written, and runs the golden observation.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from safetensors.numpy import load, save
 
 from data_pipeline.assemble import RISK_WINDOW_SESSIONS
@@ -36,6 +37,7 @@ from envs.limits import Limits
 
 WEIGHTS, GOLDEN, MANIFEST = "weights.safetensors", "golden.safetensors", "manifest.json"
 GOLDEN_TOLERANCE = 1e-5
+ATTENTION_WEIGHTS = tuple(f"attention.{part}" for part in ("in_weight", "in_bias", "out_weight", "out_bias"))
 
 
 class FeatureEntry(Config):
@@ -59,7 +61,7 @@ class Verdict(Config):
 class Manifest(Config):
     """Everything a user of the policy must know."""
 
-    format: Literal[2] = 2
+    format: Literal[3] = 3
     """Version of this layout."""
     features: tuple[FeatureEntry, ...]
     """Ordered; the F axis."""
@@ -69,6 +71,10 @@ class Manifest(Config):
     """Ordered; the P axis."""
     window: int
     """W: sessions that are replayed from a zero state for each decision."""
+    attention_heads: Annotated[int, Field(ge=0)] = 0
+    """Heads of the attention over the LSTM's outputs; 0: there is none."""
+    attention_sessions: Annotated[int, Field(ge=0)] = 0
+    """Last sessions of the window that it looks at, the present one included; 0 without attention."""
     action: ActionKind
     """Meaning of the outputs."""
     scaler: Scaler
@@ -108,10 +114,15 @@ class LstmPolicy:
     Attributes:
         name: Shown in ledgers.
         window: W.
-        weights: lstm.weight_ih [4H, F], lstm.weight_hh [4H, H], lstm.bias [4H] (gates i, f, g, o),
-            trunk.weight [H, H + P], trunk.bias [H], actor.weight [A, H], actor.bias [A]; float32.
+        weights: float32. lstm.weight_ih [4H, F], lstm.weight_hh [4H, H], lstm.bias [4H] (gates i, f, g, o);
+            for a second layer lstm2.weight_ih [4H, H], lstm2.weight_hh [4H, H], lstm2.bias [4H];
+            for attention attention.in_weight [3H, H], attention.in_bias [3H] (queries, keys, values),
+            attention.out_weight [H, H], attention.out_bias [H];
+            trunk.weight [D, H + P], trunk.bias [D], actor.weight [A, D], actor.bias [A].
         scaler: For the market features.
-        action: Meaning of the outputs.
+        action: Meaning of the outputs: see `greedy_positions`.
+        attention_heads: They split H evenly; 0: no attention.
+        attention_sessions: The last outputs that attention looks at, as many of them as the window has.
     """
 
     name: str
@@ -119,6 +130,26 @@ class LstmPolicy:
     weights: Mapping[str, Floats32]
     scaler: Scaler
     action: ActionKind
+    attention_heads: int = 0
+    attention_sessions: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuses attention that does not fit.
+
+        Raises:
+            BundleError: Heads without weights, sessions or an even share of H, or the reverse.
+        """
+        heads, sessions = self.attention_heads, self.attention_sessions
+        held = [name for name in ATTENTION_WEIGHTS if name in self.weights]
+        whole = heads > 0 and sessions > 0 and len(held) == len(ATTENTION_WEIGHTS)
+        stated = f"policy {self.name}: attention of {heads} heads over {sessions} sessions"
+        if not (whole or heads == sessions == len(held) == 0):
+            raise BundleError(
+                f"{stated} with the weights {', '.join(held) or 'none'}; "
+                f"give both numbers and {', '.join(ATTENTION_WEIGHTS)}, or nothing of these"
+            )
+        if heads and (units := self.weights["lstm.weight_hh"].shape[1]) % heads:
+            raise BundleError(f"{stated} cannot share out {units} units; give a number of heads that divides them")
 
     def decide(self, window: Window) -> Floats:
         """Returns the greedy target positions `[N]`; 0 where the symbol is not ready."""
@@ -133,31 +164,69 @@ class LstmPolicy:
             portfolio: `[N, P]`.
         """
         weights = self.weights
-        hidden = lstm_last(self.scaler.transform(features), weights)
+        hidden = self._hidden(self.scaler.transform(features))
         joined = np.concatenate([hidden, portfolio], axis=1)
         trunk = np.tanh(joined @ weights["trunk.weight"].T + weights["trunk.bias"])
         result: Floats32 = trunk @ weights["actor.weight"].T + weights["actor.bias"]
         return result
 
+    def _hidden(self, inputs: Floats32) -> Floats32:
+        """Returns what stands for the market at the last session of `inputs` `[W, N, F]`, `[N, H]`."""
+        weights, seen = self.weights, self.attention_sessions or 1
+        if "lstm2.weight_ih" in weights:
+            first = lstm_outputs(inputs, weights, "lstm", len(inputs))
+            last = lstm_outputs(first, weights, "lstm2", seen)
+        else:
+            last = lstm_outputs(inputs, weights, "lstm", seen)
+        return attended(last, weights, self.attention_heads) if self.attention_heads else last[-1]
 
-def lstm_last(inputs: Floats32, weights: Mapping[str, Floats32]) -> Floats32:
-    """Returns the last output `[N, H]` of one LSTM layer over `inputs` `[W, N, F]`, from a zero state."""
-    recurrent = np.ascontiguousarray(weights["lstm.weight_hh"].T)
-    driven = inputs @ weights["lstm.weight_ih"].T + weights["lstm.bias"]
+
+def lstm_outputs(inputs: Floats32, weights: Mapping[str, Floats32], layer: str, kept: int) -> Floats32:
+    """Returns the last `kept` outputs of one LSTM layer, from a zero state: `[min(kept, W), N, H]`.
+
+    Args:
+        inputs: `[W, N, F]`.
+        weights: As in `LstmPolicy`.
+        layer: First part of their names.
+        kept: At least 1.
+    """
+    recurrent = np.ascontiguousarray(weights[f"{layer}.weight_hh"].T)
+    driven = inputs @ weights[f"{layer}.weight_ih"].T + weights[f"{layer}.bias"]
     width = recurrent.shape[0]
     hidden = cell = np.zeros((inputs.shape[1], width), np.float32)
+    outputs: deque[Floats32] = deque(maxlen=kept)
     for gates in driven:
         gates = gates + hidden @ recurrent  # noqa: PLW2901
         remember_in, forget, proposal, reveal = np.split(gates, 4, axis=1)
         cell = _sigmoid(forget) * cell + _sigmoid(remember_in) * np.tanh(proposal)
         hidden = _sigmoid(reveal) * np.tanh(cell)
-    return hidden
+        outputs.append(hidden)
+    return np.stack(outputs)
+
+
+def attended(outputs: Floats32, weights: Mapping[str, Floats32], heads: int) -> Floats32:
+    """Returns the last of `outputs` `[K, N, H]` with what self-attention over all K adds to it, `[N, H]`.
+
+    Only the last step asks: the K outputs are those that it may look at, and each symbol looks at its own.
+    """
+    steps, symbols, width = outputs.shape
+    in_weight, in_bias = weights["attention.in_weight"], weights["attention.in_bias"]
+    query = outputs[-1] @ in_weight[:width].T + in_bias[:width]
+    stored = outputs @ in_weight[width:].T + in_bias[width:]
+    key, value = stored.reshape(steps, symbols, 2, heads, width // heads).swapaxes(0, 2)
+    scores = np.einsum("nhd,nkhd->nkh", query.reshape(symbols, heads, -1), key) / np.float32((width // heads) ** 0.5)
+    share = np.exp(scores - scores.max(axis=1, keepdims=True))
+    share /= share.sum(axis=1, keepdims=True)
+    mixed = np.einsum("nkh,nkhd->nhd", share, value).reshape(symbols, width)
+    result: Floats32 = outputs[-1] + mixed @ weights["attention.out_weight"].T + weights["attention.out_bias"]
+    return result
 
 
 def greedy_positions(outputs: Floats32, action: ActionKind) -> Floats:
     """Returns the most probable target positions `[N]` of outputs `[N, A]`.
 
-    Discrete: A logits. Continuous: mean, then log standard deviation.
+    Discrete: A = 3 logits. Continuous: A = 1, the mean; the standard deviation serves training alone and is not
+    part of the policy.
     """
     chosen = outputs.argmax(axis=1) if action is ActionKind.DISCRETE else outputs[:, 0]
     return positions_of(chosen, action)
@@ -266,7 +335,8 @@ def read_bundle(folder: Path) -> Bundle:
         raise BundleError(
             f"{folder}: written by another version ({error.error_count()} differences); export it again with this one"
         ) from error
-    policy = LstmPolicy(name, manifest.window, load(bodies[WEIGHTS]), manifest.scaler, manifest.action)
+    attention = manifest.attention_heads, manifest.attention_sessions
+    policy = LstmPolicy(name, manifest.window, load(bodies[WEIGHTS]), manifest.scaler, manifest.action, *attention)
     bundle = Bundle(manifest, _sha256(raw), policy, load(bodies[GOLDEN]))
     bundle.check()
     return bundle

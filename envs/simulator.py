@@ -161,6 +161,17 @@ class Accounts(ABC):
         """Returns observations `[B, D]`, a fresh array."""
 
     @abstractmethod
+    def market_ahead(self, steps: int, slots: Ints | None) -> Floats32:
+        """Returns the market part of this and the next `steps` - 1 observations of `slots`, `[steps, b, F]`.
+
+        See `envs.swing.SwingVectorEnv.market_ahead`.
+        """
+
+    def _ahead(self, steps: int, slots: Ints | slice) -> Ints:
+        """Returns how many sessions after the present one each of the next decisions lies, `[steps, b]`."""
+        return np.minimum(np.arange(steps)[:, None], self.config.episode_sessions - self._age[slots])
+
+    @abstractmethod
     def _drawn(self, luck: Floats) -> tuple[Ints, Ints]:
         """Returns the columns `[N, b]` and the first session rows `[b]` of b episodes, for luck `[b]`."""
 
@@ -232,6 +243,13 @@ class SlotAccounts(Accounts):
         self._portfolio(observed[None, :, self.market_features :])
         return observed
 
+    def market_ahead(self, steps: int, slots: Ints | None) -> Floats32:
+        """Returns the symbol's features, `[steps, b, F]`."""
+        chosen = slice(None) if slots is None else slots
+        listed_for = (self._last[0] - self._t)[chosen]  # -1 after the last bar, which `observe` shows as well
+        rows = self._row[0, chosen] + np.minimum(self._ahead(steps, chosen), listed_for)
+        return self.market.many_features_at(rows)
+
     def info(self, slot: int) -> dict[str, Any]:
         """Returns what a person would ask about one account."""
         return {"symbol": self.market.panel.symbols[self._n[0, slot]], **super().info(slot)}
@@ -272,6 +290,14 @@ class PanelAccounts(Accounts):
             cash[:, None].astype(np.float32),
         )
         return np.concatenate(parts, axis=1)
+
+    def market_ahead(self, steps: int, slots: Ints | None) -> Floats32:
+        """Returns the features of all symbols, `[steps, b, N·F]`; those of what is not ready are 0."""
+        chosen = slice(None) if slots is None else slots
+        rows = self._row[:, chosen].T + self._ahead(steps, chosen)[..., None]
+        features = self.market.many_features_at(rows)
+        features[~self.market.ready_at(rows)] = 0
+        return features.reshape(*rows.shape[:2], -1)
 
     def _drawn(self, luck: Floats) -> tuple[Ints, Ints]:
         _, t = self.starts.draw(luck)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
 
 from data_pipeline.errors import ConfigError
-from envs.contract import OBSERVATION_BOUND, ActionKind, Bools, Floats, Floats32, positions_of
+from envs.contract import OBSERVATION_BOUND, ActionKind, Bools, Floats, Floats32, Ints, positions_of
 from envs.market import Market
 from envs.simulator import Accounts, EnvConfig, PanelAccounts, SlotAccounts
 
@@ -58,10 +58,13 @@ class _Shell:
     def _positions(self, actions: Any) -> Floats:
         """Returns target positions `[N, B]` of actions `[B]` or `[B, N]`."""
         accounts = self.accounts
-        if not accounts.seeded:
-            raise gym.error.ResetNeeded("step before reset: call reset first, it starts the episodes")
+        self._need_reset("step")
         by_account = np.asarray(actions).reshape(accounts.count, accounts.members)
         return np.ascontiguousarray(positions_of(by_account, self.config.action).T)
+
+    def _need_reset(self, what: str) -> None:
+        if not self.accounts.seeded:
+            raise gym.error.ResetNeeded(f"{what} before reset: call reset first, it starts the episodes")
 
     @property
     def cost_scale(self) -> float:
@@ -216,6 +219,24 @@ class SwingVectorEnv(_Shell, gym.vector.VectorEnv[Floats32, Any, npt.NDArray[Any
     def step(self, actions: Any) -> tuple[Floats32, Floats, Bools, Bools, dict[str, Any]]:
         """Steps every slot; `[B, D]`, `[B]`, `[B]`, `[B]`."""
         return self._step_same(actions) if self._same_step else self._step_next(actions)
+
+    def market_ahead(self, steps: int, slots: Ints | None = None) -> Floats32:
+        """Returns the market part of the observations of this and the next `steps` - 1 decisions, `[steps, b, F]`.
+
+        It is what the present episodes would show if they went on, bit for bit; row 0 is that of the present
+        observation, and rows after the last bar or decision repeat the final one. Ruin and the drawdown stop, which
+        depend on actions, end nothing here. No action changes the market, so a recurrent learner may run over a
+        whole fragment in one call. For the learner only: a policy never sees any of it ahead of time.
+
+        Args:
+            steps: At least 1.
+            slots: The b slots asked about; None: all.
+
+        Raises:
+            ResetNeeded: There is no episode yet.
+        """
+        self._need_reset("market_ahead")
+        return self.accounts.market_ahead(steps, slots)
 
     def _step_next(self, actions: Any) -> tuple[Floats32, Floats, Bools, Bools, dict[str, Any]]:
         restart = np.flatnonzero(self._ended)

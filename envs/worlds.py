@@ -24,7 +24,7 @@ from pydantic import Field, model_validator
 from data_pipeline.config import Config
 from data_pipeline.errors import ConfigError
 from data_pipeline.sources.worlds import GpWorld, PropWorld, World, draws
-from envs.contract import ActionKind, Bools, Floats, Floats32, positions_of
+from envs.contract import ActionKind, Bools, Floats, Floats32, Ints, positions_of
 
 ENV_ID = "swing_rl/World-v0"
 
@@ -124,6 +124,13 @@ class _Slots:
         if self.config.show_position:
             observed[:, 1] = self.position / self.config.position_unit
         return observed
+
+    def market_ahead(self, steps: int, slots: Ints | None) -> Floats32:
+        """Returns the cues of this and the next `steps` - 1 decisions, `[steps, b, 1]`; the last is repeated."""
+        if self.t < 0:
+            raise ResetNeeded("no episode was begun; call reset before market_ahead")
+        rows = np.minimum(self.t + np.arange(steps), self.config.episode_steps)
+        return (self.cue[rows] if slots is None else self.cue[rows[:, None], slots])[..., None]
 
 
 class _Shell:
@@ -287,6 +294,23 @@ class WorldVectorEnv(_Shell, gym.vector.VectorEnv[Floats32, Any, npt.NDArray[Any
             infos |= {"final_obs": self.slots.observe(), "_final_obs": truncated.copy()}
             self.slots.reset()
         return self.slots.observe(), reward, self._all(False), truncated, infos
+
+    def market_ahead(self, steps: int, slots: Ints | None = None) -> Floats32:
+        """Returns the market part of the observations of this and the next `steps` - 1 decisions, `[steps, b, 1]`.
+
+        It is what the present episodes would show if they went on, bit for bit; row 0 is that of the present
+        observation, and rows after the end of the episode repeat the final one. No action changes the cue, so a
+        recurrent learner may run over a whole fragment in one call. For the learner only: a policy never sees any of
+        it ahead of time.
+
+        Args:
+            steps: At least 1.
+            slots: The b slots asked about; None: all.
+
+        Raises:
+            ResetNeeded: There is no episode yet.
+        """
+        return self.slots.market_ahead(steps, slots)
 
     def _all(self, answer: bool) -> Bools:
         return np.full(self.num_envs, answer)

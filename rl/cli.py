@@ -17,6 +17,7 @@ from data_pipeline.panel import open_panel
 from rl.config import load_config
 from rl.jobs import jobs_app
 from rl.learning.cluster import ray_session
+from rl.learning.settings import AlgorithmName
 
 app = typer.Typer(
     name="swing-rl",
@@ -35,7 +36,7 @@ ConfigFile = Annotated[
     typer.Option("--config", help="YAML of settings, such as tune_configs/demo.yaml; none: all defaults."),
 ]
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="Override one setting, e.g. --set ppo.lr=0.001. Repeatable.")
+    list[str] | None, typer.Option("--set", help="Override one setting, e.g. --set learn.lr=0.001. Repeatable.")
 ]
 Address = Annotated[
     str | None,
@@ -49,19 +50,26 @@ def train_command(
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
     config: ConfigFile = None,
     assignments: Settings = None,
+    algo: Annotated[
+        AlgorithmName | None,
+        typer.Option(help="Asynchronous A3C, PPO in step, or asynchronous PPO; none: as configured."),
+    ] = None,
     fold: Annotated[str, typer.Option(help="fold-1 (the oldest), fold-2, … or final (up to the holdout).")] = "final",
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run that --out holds.")] = False,
     address: Address = None,
     as_json: Json = False,
 ) -> None:
-    """Train one configuration by PPO on one fold.
+    """Train one configuration on one fold.
 
-    Example: swing-rl train --config tune_configs/train.yaml --out runs/first --set train.steps=50000
+    A run that was interrupted, or killed, goes on from its last checkpoint with --resume.
+
+    Example: swing-rl train --algo a3c --config tune_configs/train.yaml --out runs/first --set train.steps=50000
     """
     from rl.judging.tune import folds_of  # noqa: PLC0415
     from rl.learning.train import train  # noqa: PLC0415
 
-    settings = load_config(config, assignments or [])
+    chosen = [f"train.algorithm={algo.value}"] if algo else []
+    settings = load_config(config, [*(assignments or []), *chosen])
     panel_folder = build(settings.data)
     folds, final = folds_of(open_panel(panel_folder), settings)
     spans = {f.name: f.train for f in (*folds, final)}

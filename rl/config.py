@@ -12,7 +12,7 @@ from data_pipeline.build import DataConfig
 from data_pipeline.config import Config, read_yaml, set_path, with_overrides
 from data_pipeline.folds import FoldsConfig
 from envs.simulator import EnvConfig
-from rl.learning.settings import ModelConfig, PpoConfig, TrainConfig
+from rl.learning.settings import EngineConfig
 
 
 class Axis(Config):
@@ -48,7 +48,7 @@ class TuneConfig(Config):
     """Of the random axes."""
 
 
-class RunConfig(Config):
+class RunConfig(EngineConfig):
     """Everything that decides a run's result."""
 
     data: DataConfig = DataConfig()
@@ -57,12 +57,6 @@ class RunConfig(Config):
     """Walk-forward layout, and the holdout."""
     env: EnvConfig = EnvConfig()
     """Episodes, account, costs."""
-    model: ModelConfig = ModelConfig()
-    """Network."""
-    ppo: PpoConfig = PpoConfig()
-    """Learning algorithm."""
-    train: TrainConfig = TrainConfig()
-    """Budget and workers."""
     tune: TuneConfig = TuneConfig()
     """Search space."""
 

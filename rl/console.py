@@ -39,7 +39,11 @@ def training_bar(console: Console, title: str) -> Iterator[Callable[[Iteration],
             nonlocal returned
             if iteration.episode_return is not None:
                 returned = f"{iteration.episode_return:+.1f} %"
-            note = f"return {returned} per episode, entropy {iteration.entropy:.2f}"
+            figures = iteration.figures
+            parts = [f"return {returned} per episode", f"entropy {iteration.entropy:.2f}"]
+            parts += [f"{figures['steps_per_second']:,.0f} steps/s", f"staleness {figures['staleness']:.1f}"]
+            lost = figures["workers_lost"]
+            note = ", ".join([*parts, f"{lost:.0f} workers lost"] if lost else parts)
             bar.update(task, total=iteration.steps_wanted, completed=iteration.steps, note=note)
 
         yield show

@@ -153,7 +153,7 @@ def _print_verdict(console: Console, validation: Validation) -> None:
     console.print(f"verdict: [bold]{validation.verdict.decision}[/bold]")
     for reason in validation.verdict.reasons:
         console.print(f"  • {reason}")
-    policy, hold = (next(f for f in validation.figures if f.name == n) for n in ("ppo-lstm", "buy-and-hold"))
+    policy, hold = validation.figures[0], next(f for f in validation.figures if f.name == "buy-and-hold")
     if policy.total_return <= hold.total_return:
         against = f"{policy.total_return:+.1%} against {hold.total_return:+.1%}"
         console.print(f"The policy did not beat buy-and-hold: {against}.")

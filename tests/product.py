@@ -48,7 +48,7 @@ def tiny_settings(root: Path) -> dict[str, object]:
         "data": {"store": str(root / "store"), "panels": str(root / "panels")},
         "folds": {"train_sessions": len(TRAIN), "validation_sessions": 0, "test_sessions": 252, "count": 2},
         "model": {"hidden": 16, "window_sessions": 30},
-        "ppo": {"batch_steps": 2048, "minibatch_steps": 512, "epochs": 1},
-        "train": {"steps": 4096, "envs_per_runner": 32, "env_runners": 1},
-        "tune": {"space": {"ppo.lr": {"grid": [0.0003, 0.001]}}},
+        "ppo": {"epochs": 1, "minibatches": 2},
+        "train": {"steps": 4096, "envs_per_runner": 32, "env_runners": 1, "iteration_steps": 2048},
+        "tune": {"space": {"learn.lr": {"grid": [0.0003, 0.001]}}},
     }

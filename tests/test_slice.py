@@ -33,6 +33,7 @@ from rl.judging.export import disagreement
 from rl.judging.tune import read_sweep
 from rl.judging.validate import read_validation
 from rl.learning.network import SwingNet, policy_arrays
+from rl.learning.settings import ModelConfig
 from serving.contract import DecisionResponse
 from serving.policy.decide import decide, feature_set_of
 
@@ -51,7 +52,7 @@ def restless(story, tmp_path_factory):
     """A bundle whose policy changes its mind often, so that agreement means something."""
     manifest = read_bundle(story.bundle).manifest
     torch.manual_seed(3)
-    net = SwingNet(len(manifest.features), ActionKind.DISCRETE, 16)
+    net = SwingNet(len(manifest.features), ActionKind.DISCRETE, ModelConfig(hidden=16))
     torch.nn.init.normal_(net.actor.weight, std=2.0)
     policy = LstmPolicy("restless", manifest.window, policy_arrays(net), manifest.scaler, manifest.action)
     panel = open_panel(next((story.root / "panels").iterdir()))

@@ -49,14 +49,11 @@ def disagreement(policy: LstmPolicy, features: Floats32, portfolio: Floats32) ->
 
     from rl.learning.network import net_of  # noqa: PLC0415
 
-    net = net_of(policy.weights, policy.action)
-    scaled = policy.scaler.transform(features)
-    repeated = np.broadcast_to(portfolio, (len(features), *portfolio.shape))
-    obs_NWD = torch.from_numpy(np.concatenate([scaled, repeated], axis=-1).swapaxes(0, 1).copy())
-    zero = torch.zeros(obs_NWD.shape[0], net.hidden)
+    net = net_of(policy.weights, policy.action, policy.attention_heads, policy.attention_sessions)
     with torch.no_grad():
-        outputs, _, _ = net(obs_NWD, (zero, zero))
-    reference: Floats32 = outputs[:, -1].numpy()
+        told, _ = net.recur(torch.from_numpy(policy.scaler.transform(features)), net.zero_state(len(portfolio)))
+        outputs, _ = net.heads(net.drive(told[-1]), torch.from_numpy(portfolio))
+    reference: Floats32 = outputs.numpy()
     return float(np.abs(policy.outputs(features, portfolio) - reference).max()), reference
 
 
@@ -90,6 +87,8 @@ def _manifest(validation: Validation, panel: Panel, policy: LstmPolicy) -> Manif
         features=tuple(FeatureEntry(name=f.name, look_back=f.look_back) for f in features.features),
         feature_schema_hash=panel.schema_hash,
         window=policy.window,
+        attention_heads=policy.attention_heads,
+        attention_sessions=policy.attention_sessions,
         action=policy.action,
         scaler=policy.scaler,
         symbols=panel.symbols,

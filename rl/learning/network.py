@@ -1,72 +1,263 @@
 """The recurrent policy network, in torch only.
 
-Market features drive one LSTM layer; the portfolio state joins its output; a dense layer feeds logits
-(never a softmax) and the value. Axes: B rows, T steps, F market and P portfolio features, H units, A outputs.
+The market drives one or two LSTM layers, whose outputs may attend to those of the last sessions; the portfolio state
+joins after that, for no action changes the market: so the recurrence over a whole fragment is one fused call. A dense
+layer feeds the outputs of the actor (logits, never a softmax) and the value.
+
+Axes: T steps, B rows, F market and P portfolio features, L layers, H units, D width of the dense layer, A outputs,
+K = attention_sessions - 1 outputs that are remembered.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from envs.contract import PORTFOLIO_FEATURES, ActionKind, Floats32
+from rl.learning.settings import ModelConfig
+
+log = logging.getLogger(__name__)
+
+
+class State(NamedTuple):
+    """What the network remembers of each row between two calls."""
+
+    h: Tensor
+    """Output of each layer, `[L, B, H]`."""
+    c: Tensor
+    """Cell of each layer, `[L, B, H]`."""
+    past: Tensor
+    """The last K outputs of the top layer, `[K, B, H]`; the first ones may be none of this episode's."""
+    known: Tensor
+    """How many of them are this episode's, `[B]` int64."""
+
+    def at(self, rows: Tensor) -> State:
+        """Returns the state of some rows."""
+        return State(self.h[:, rows], self.c[:, rows], self.past[:, rows], self.known[rows])
+
+    def put(self, rows: Tensor, other: State) -> State:
+        """Returns this state with that of some rows replaced."""
+        mine = State(*(part.clone() for part in self))
+        mine.h[:, rows], mine.c[:, rows], mine.past[:, rows], mine.known[rows] = other
+        return mine
 
 
 class SwingNet(nn.Module):
-    """See the module."""
+    """See the module.
 
-    def __init__(self, market_features: int, action: ActionKind, hidden: int) -> None:
+    Attributes:
+        market_features: F.
+        portfolio_features: P.
+        model: The size of it.
+        action: Meaning of the outputs: three logits, or the mean of a normal distribution whose log deviation is the
+            parameter `log_std`.
+    """
+
+    def __init__(
+        self,
+        market_features: int,
+        action: ActionKind,
+        model: ModelConfig | None = None,
+        portfolio_features: int = len(PORTFOLIO_FEATURES),
+    ) -> None:
         super().__init__()
-        self.market_features, self.hidden = market_features, hidden
-        self.lstm = nn.LSTM(market_features, hidden, batch_first=True)
-        self.trunk = nn.Linear(hidden + len(PORTFOLIO_FEATURES), hidden)
-        self.actor = nn.Linear(hidden, 3 if action is ActionKind.DISCRETE else 2)
-        self.critic = nn.Linear(hidden, 1)
+        self.model = model = model or ModelConfig()
+        self.market_features, self.portfolio_features, self.action = market_features, portfolio_features, action
+        self.lstm = nn.LSTM(market_features, model.hidden, model.layers)
+        if model.attention_heads:
+            self.attention_in = nn.Linear(model.hidden, 3 * model.hidden)
+            self.attention_out = nn.Linear(model.hidden, model.hidden)
+        self.trunk = nn.Linear(model.hidden + portfolio_features, model.dense)
+        self.actor = nn.Linear(model.dense, 3 if action is ActionKind.DISCRETE else 1)
+        self.critic = nn.Linear(model.dense, 1)
         # A nearly uniform first policy explores; 0.01 is the usual choice (Andrychowicz et al. 2021).
         nn.init.orthogonal_(self.actor.weight, 0.01)
         nn.init.zeros_(self.actor.bias)
+        if action is ActionKind.CONTINUOUS:
+            self.log_std = nn.Parameter(torch.full((1,), math.log(model.action_deviation)))
+        self.bf16 = model.bf16 and _has_bf16()
 
-    def trunk_BTH(self, obs: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Returns the shared representation and the next state.
+    def zero_state(self, rows: int) -> State:
+        """Returns the state before an episode."""
+        model, kept = self.model, max(self.model.attention_sessions - 1, 0) if self.model.attention_heads else 0
+        layer = torch.zeros(model.layers, rows, model.hidden)
+        return State(layer, layer.clone(), torch.zeros(kept, rows, model.hidden), torch.zeros(rows, dtype=torch.int64))
+
+    def recur(self, market: Tensor, state: State) -> tuple[Tensor, State]:
+        """Returns what the market says, `[T, B, H]`, and the state after it, for rows `[T, B, F]` of one episode each.
+
+        No gradient flows into the state that is given or returned.
+        """
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            told, (h, c) = self.lstm(market, (state.h, state.c))
+        told = told.float()
+        past, known = state.past, state.known
+        if self.model.attention_heads:
+            keys = torch.cat([past, told])
+            told = told + self._attend(told, keys, known)
+            kept = len(past)
+            past, known = keys[len(keys) - kept :].detach(), (known + len(market)).clamp(max=kept)
+        return told, State(h.detach().float(), c.detach().float(), past, known)
+
+    def unroll(self, market: Tensor, state: State, starts: Tensor) -> Tensor:
+        """Returns what the market says, `[T, B, H]`, where episodes may begin on the way.
 
         Args:
-            obs: `[B, T, F + P]`.
-            state: h and c before the first step, `[B, H]` each.
+            market: `[T, B, F]`.
+            state: Before the first step.
+            starts: Where an episode begins, `[T, B]` bool: the state is zero before that step.
         """
-        market, portfolio = obs[..., : self.market_features], obs[..., self.market_features :]
-        hidden, (h, c) = self.lstm(market, (state[0][None].contiguous(), state[1][None].contiguous()))
-        joined = torch.cat([hidden, portfolio], dim=-1)
-        return torch.tanh(self.trunk(joined)), (h[0], c[0])
+        first = torch.nonzero(starts[0])[:, 0]
+        if len(first):
+            state = state.put(first, self.zero_state(len(first)))
+        told, _ = self.recur(market, state)
+        begins, rows = torch.nonzero(starts[1:], as_tuple=True)
+        if not len(begins):
+            return told
+        begins = begins + 1
+        # Each later episode runs once more from a zero state, all of them side by side, padded at the end.
+        steps = torch.arange(len(market) - int(begins.min()))
+        at = (begins[None] + steps[:, None]).clamp(max=len(market) - 1)
+        again, _ = self.recur(market[at, rows[None]], self.zero_state(len(rows)))
+        number = starts.cumsum(0)
+        mine = (begins[None] + steps[:, None] < len(market)) & (number[at, rows[None]] == number[begins, rows])
+        return told.index_put((at[mine], rows.expand_as(at)[mine]), again[mine])
 
-    def forward(self, obs: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-        """Returns outputs `[B, T, A]`, values `[B, T]` and the next state; arguments as for `trunk_BTH`."""
-        trunk, following = self.trunk_BTH(obs, state)
-        return self.actor(trunk), self.critic(trunk)[..., 0], following
+    def drive(self, told: Tensor) -> Tensor:
+        """Returns the market's share of the dense layer before its tanh, `[..., D]`."""
+        return functional.linear(told, self.trunk.weight[:, : self.model.hidden], self.trunk.bias)
+
+    def heads(self, drive: Tensor, portfolio: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the actor's outputs `[..., A]` and the values `[...]` of drives `[..., D]`, portfolios `[..., P]`."""
+        dense = torch.tanh(drive + functional.linear(portfolio, self.trunk.weight[:, self.model.hidden :]))
+        valued = functional.dropout(dense, self.model.critic_dropout, self.training)
+        return self.actor(dense), self.critic(valued)[..., 0]
+
+    def forward(self, obs: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
+        """Returns outputs `[T, B, A]`, values `[T, B]` and the next state for observations `[T, B, F + P]`."""
+        told, state = self.recur(obs[..., : self.market_features], state)
+        outputs, values = self.heads(self.drive(told), obs[..., self.market_features :])
+        return outputs, values, state
+
+    def log_likelihood(self, outputs: Tensor, actions: Tensor) -> Tensor:
+        """Returns the log-probability (density) of `actions` `[...]` under outputs `[..., A]`."""
+        if self.action is ActionKind.DISCRETE:
+            return torch.log_softmax(outputs, -1).gather(-1, actions[..., None])[..., 0]
+        deviations = (actions - outputs[..., 0]) * torch.exp(-self.log_std)
+        return -0.5 * deviations**2 - self.log_std - 0.5 * math.log(2 * math.pi)
+
+    def entropy(self, outputs: Tensor) -> Tensor:
+        """Returns the entropy of the distribution over actions, `[...]`, in nats."""
+        if self.action is ActionKind.DISCRETE:
+            logs = torch.log_softmax(outputs, -1)
+            return -(logs.exp() * logs).sum(-1)
+        return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).expand(outputs.shape[:-1])
+
+    def _attend(self, told: Tensor, keys: Tensor, known: Tensor) -> Tensor:
+        """Returns what attention adds, `[T, B, H]`: each step looks at itself and the K outputs before it.
+
+        Args:
+            told: `[T, B, H]`.
+            keys: The past and `told`, `[K + T, B, H]`.
+            known: How many of the past belong to the episode, `[B]`.
+        """
+        steps, rows, width = told.shape
+        kept = len(keys) - steps
+        query, _, _ = self.attention_in(told).chunk(3, -1)
+        _, key, value = self.attention_in(keys).chunk(3, -1)
+        heads = (-1, rows, self.model.attention_heads, width // self.model.attention_heads)
+        query, key, value = (part.reshape(heads).permute(1, 2, 0, 3) for part in (query, key, value))
+        here, there = torch.arange(steps)[:, None], torch.arange(kept + steps)[None]
+        seen = (there >= here) & (there <= here + kept)
+        seen = seen[None] & (there >= kept - known[:, None, None])
+        mixed = functional.scaled_dot_product_attention(query, key, value, seen[:, None])
+        added: Tensor = self.attention_out(mixed.permute(2, 0, 1, 3).reshape(steps, rows, width))
+        return added
+
+
+def flat(tensors: Sequence[Tensor]) -> Floats32:
+    """Returns the numbers of all tensors in one fresh vector."""
+    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors]).numpy()
+
+
+def load_flat(parameters: Sequence[nn.Parameter], vector: Floats32) -> None:
+    """Sets the parameters to the numbers of a vector that `flat` made of their like.
+
+    Raises:
+        ValueError: The vector is of another length: a network of another size.
+    """
+    wanted = sum(parameter.numel() for parameter in parameters)
+    if vector.shape != (wanted,):
+        raise ValueError(f"weights of {vector.shape} numbers for a network of {wanted}; both must be of one model")
+    at = 0
+    with torch.no_grad():
+        for parameter in parameters:
+            count = parameter.numel()
+            parameter.copy_(torch.from_numpy(vector[at : at + count].copy()).view_as(parameter))
+            at += count
 
 
 def policy_arrays(net: SwingNet) -> dict[str, Floats32]:
     """Returns what `envs.bundle.LstmPolicy` needs: the acting half of the network as float32 arrays."""
     state = {name: tensor.detach().cpu().numpy().astype(np.float32) for name, tensor in net.state_dict().items()}
-    return {
-        "lstm.weight_ih": state["lstm.weight_ih_l0"],
-        "lstm.weight_hh": state["lstm.weight_hh_l0"],
-        "lstm.bias": state["lstm.bias_ih_l0"] + state["lstm.bias_hh_l0"],
-        **{f"{layer}.{part}": state[f"{layer}.{part}"] for layer in ("trunk", "actor") for part in ("weight", "bias")},
-    }
+    arrays = {f"{layer}.{part}": state[f"{layer}.{part}"] for layer in ("trunk", "actor") for part in _DENSE}
+    for number in range(net.model.layers):
+        name = _LSTM[number]
+        arrays[f"{name}.weight_ih"] = state[f"lstm.weight_ih_l{number}"]
+        arrays[f"{name}.weight_hh"] = state[f"lstm.weight_hh_l{number}"]
+        arrays[f"{name}.bias"] = state[f"lstm.bias_ih_l{number}"] + state[f"lstm.bias_hh_l{number}"]
+    if net.model.attention_heads:
+        arrays |= {f"attention.{way}_{part}": state[f"attention_{way}.{part}"] for way in _WAYS for part in _DENSE}
+    return arrays
 
 
-def net_of(arrays: Mapping[str, Floats32], action: ActionKind) -> SwingNet:
-    """Returns a torch network that acts as `policy_arrays` wrote it; its critic is untrained."""
-    hidden, market_features = arrays["trunk.bias"].shape[0], arrays["lstm.weight_ih"].shape[1]
-    net = SwingNet(market_features, action, hidden)
-    state = {name: torch.tensor(array) for name, array in arrays.items()}
-    for part in ("weight_ih", "weight_hh"):
-        state[f"lstm.{part}_l0"] = state.pop(f"lstm.{part}")
-    state["lstm.bias_ih_l0"] = state.pop("lstm.bias")
-    state["lstm.bias_hh_l0"] = torch.zeros(4 * hidden)
-    critic = {f"critic.{name}": value for name, value in net.critic.state_dict().items()}
-    net.load_state_dict({**state, **critic})
+def net_of(arrays: Mapping[str, Floats32], action: ActionKind, heads: int = 0, sessions: int = 0) -> SwingNet:
+    """Returns a torch network that acts as `policy_arrays` wrote it; its critic is untrained.
+
+    Args:
+        arrays: As of `policy_arrays`.
+        action: Meaning of the outputs.
+        heads: Of the attention.
+        sessions: It looks at.
+    """
+    dense, hidden = arrays["trunk.bias"].shape[0], arrays["lstm.weight_hh"].shape[1]
+    layers = sum(f"{name}.bias" in arrays for name in _LSTM)
+    model = ModelConfig(
+        hidden=hidden, layers=layers, dense=dense, attention_heads=heads, attention_sessions=sessions or 1
+    )
+    portfolio = arrays["trunk.weight"].shape[1] - hidden
+    net = SwingNet(arrays["lstm.weight_ih"].shape[1], action, model, portfolio)
+    state = dict(net.state_dict())
+    for name, array in arrays.items():
+        layer, part = name.split(".")
+        if layer in _LSTM and part == "bias":
+            state[f"lstm.bias_ih_l{_LSTM.index(layer)}"] = torch.tensor(array)
+            state[f"lstm.bias_hh_l{_LSTM.index(layer)}"] = torch.zeros(4 * hidden)
+        elif layer in _LSTM:
+            state[f"lstm.{part}_l{_LSTM.index(layer)}"] = torch.tensor(array)
+        else:
+            state[name.replace("attention.in_", "attention_in.").replace("attention.out_", "attention_out.")] = (
+                torch.tensor(array)
+            )
+    net.load_state_dict(state)
     return net.eval()
+
+
+_LSTM, _WAYS, _DENSE = ("lstm", "lstm2"), ("in", "out"), ("weight", "bias")
+
+
+def _has_bf16() -> bool:
+    """Returns whether this processor multiplies bfloat16 itself; without, it would be slower than float32."""
+    flags = Path("/proc/cpuinfo")
+    if flags.is_file() and {"avx512_bf16", "amx_bf16"} & set(flags.read_text(encoding="utf-8").split()):
+        return True
+    log.warning("model.bf16: this processor has no bfloat16 instructions; float32 is used")
+    return False

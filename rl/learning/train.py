@@ -1,8 +1,9 @@
-"""PPO by RLlib on Ray workers, over the training span of one fold.
+"""Training on Ray workers over the training span of one fold.
 
 A run's folder holds
     config.json, task.json   what is trained, written first
     progress.jsonl           one line per iteration
+    tensorboard/             the same figures as TensorBoard events
     checkpoint/              RLlib's own state, pickle inside: for this machine's eyes, never for a bundle
     weights.safetensors      the acting half of the network, written last: the run is complete
 """
@@ -28,8 +29,13 @@ from envs.bundle import LstmPolicy
 from rl.config import RunConfig
 from rl.learning.panels import panel_at, share_panel
 
-ENV_NAME = "swing"
+log = logging.getLogger(__name__)
+
 WEIGHTS = "weights.safetensors"
+MOST_REBUILDS = 3
+"""Times that a run whose learner died is built anew and goes on from its checkpoint."""
+SEEDS_APART = 100_003
+"""Between the seeds of a run and of its continuation, which must not see the same episodes again."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,10 @@ class Progress:
     """Of the policy, in nats."""
     value_explained: float
     """Explained variance of the value function."""
+    session: int
+    """0 for the first start of the run, one more at each `--resume`."""
+    figures: dict[str, float]
+    """Of the algorithm: staleness, kl, gradient_norm, steps_per_second and more, means over the iteration."""
 
 
 @dataclass(frozen=True)
@@ -92,10 +102,18 @@ def train(
     return Trained(policy_of(out, config, scaler), out, time.monotonic() - started)
 
 
-def policy_of(run: Path, config: RunConfig, scaler: Scaler, name: str = "ppo-lstm") -> LstmPolicy:
-    """Returns the trained policy of a complete run's folder."""
-    weights = load_file(run / WEIGHTS)
-    return LstmPolicy(name, config.model.window_sessions, weights, scaler, config.env.action)
+def policy_of(run: Path, config: RunConfig, scaler: Scaler, name: str | None = None) -> LstmPolicy:
+    """Returns the trained policy of a complete run's folder, named after its algorithm where no name is given."""
+    weights, model = load_file(run / WEIGHTS), config.model
+    return LstmPolicy(
+        name or f"{config.train.algorithm.value}-lstm",
+        model.window_sessions,
+        weights,
+        scaler,
+        config.env.action,
+        attention_heads=model.attention_heads,
+        attention_sessions=model.attention_sessions if model.attention_heads else 0,
+    )
 
 
 def _claim(out: Path, config: RunConfig, task: dict[str, Any], resume: bool) -> None:
@@ -119,109 +137,81 @@ def _learn(
     on_progress: Callable[[Progress], None],
     started: float,
 ) -> dict[str, Any]:
-    from rl.learning.network import policy_arrays  # noqa: PLC0415  (torch: seconds to import)
+    from rl.learning.algorithm import LearnerLostError  # noqa: PLC0415  (Ray and torch: seconds to import)
 
     shelf = share_panel(Path(task["panel"]))
-    algorithm = _ppo(config, task).build_algo()
+    for rebuild in range(MOST_REBUILDS + 1):
+        try:
+            return _run(config, task, out, on_progress, started)
+        except LearnerLostError as error:
+            if rebuild == MOST_REBUILDS:
+                raise RunError(f"{error}, {MOST_REBUILDS + 1} times; continue with --resume") from error
+            log.warning("%s; going on from the last checkpoint", error)
+    del shelf  # workers may ask for the panel until here
+    raise AssertionError("the loop returns or raises")
+
+
+def _run(
+    config: RunConfig,
+    task: dict[str, Any],
+    out: Path,
+    on_progress: Callable[[Progress], None],
+    started: float,
+) -> dict[str, Any]:
+    from tensorboardX import SummaryWriter  # noqa: PLC0415
+
+    from rl.learning.build import algorithm_config, market_context  # noqa: PLC0415
+    from rl.learning.network import policy_arrays  # noqa: PLC0415
+
+    context = market_context(task["panel"], tuple(task["span"]), task["scaler"], config.env.tree())
+    session = _sessions(out / "progress.jsonl")
+    algorithm = algorithm_config(config, context, config.train.seed + SEEDS_APART * session).build_algo()
     try:
         checkpoint = out / "checkpoint"
         if checkpoint.is_dir():
             algorithm.restore_from_path(str(checkpoint.resolve()))
-        steps = 0
-        while steps < config.train.steps:
-            result = algorithm.train()
-            progress = _progress(result, config, time.monotonic() - started)
-            steps = progress.steps
-            _append(out / "progress.jsonl", asdict(progress))
-            on_progress(progress)
-            if progress.iteration % config.train.checkpoint_iterations == 0:
-                _checkpoint(algorithm, checkpoint)
-        return policy_arrays(algorithm.get_module().unwrapped().net)
+        with SummaryWriter(str(out / "tensorboard"), purge_step=algorithm.steps) as board:
+            while algorithm.steps < config.train.steps:
+                progress = _progress(algorithm.train(), algorithm.steps, config, session, time.monotonic() - started)
+                _append(out / "progress.jsonl", asdict(progress))
+                _draw(board, progress)
+                on_progress(progress)
+                if progress.iteration % config.train.checkpoint_iterations == 0:
+                    _checkpoint(algorithm, checkpoint)
+        return policy_arrays(algorithm.trained())
     finally:
         algorithm.stop()
-        del shelf  # workers may ask for the panel until here
 
 
-def _ppo(config: RunConfig, task: dict[str, Any]) -> Any:
-    import torch  # noqa: PLC0415
-    from ray.rllib.algorithms.ppo import PPOConfig  # noqa: PLC0415
-    from ray.rllib.core.rl_module.rl_module import RLModuleSpec  # noqa: PLC0415
-    from ray.tune.registry import register_env  # noqa: PLC0415
-
-    from rl.learning.module import SwingModule  # noqa: PLC0415
-
-    for name in ("ray", "ray.rllib", "ray.tune"):  # they warn of their own deprecated calls
-        logging.getLogger(name).setLevel(logging.ERROR)
-    torch.set_num_threads(1)
-    register_env(ENV_NAME, _make_env)
-    ppo, amount = config.ppo, config.train
-    slots = max(amount.env_runners, 1) * amount.envs_per_runner
-    return (
-        PPOConfig()
-        .environment(ENV_NAME, env_config={**task, "settings": config.env.tree()})
-        .env_runners(
-            num_env_runners=amount.env_runners,
-            num_envs_per_env_runner=amount.envs_per_runner,
-            rollout_fragment_length=max(ppo.batch_steps // slots, 1),
-            gym_env_vectorize_mode="vector_entry_point",
-        )
-        .rl_module(
-            rl_module_spec=RLModuleSpec(
-                module_class=SwingModule,
-                model_config={
-                    "hidden": config.model.hidden,
-                    "action": config.env.action.value,
-                    "max_seq_len": config.model.bptt_sessions,
-                },
-            )
-        )
-        .training(
-            lr=ppo.lr,
-            gamma=ppo.gamma,
-            lambda_=ppo.gae_lambda,
-            clip_param=ppo.clip,
-            entropy_coeff=ppo.entropy,
-            vf_loss_coeff=ppo.value_weight,
-            vf_clip_param=float("inf"),  # RLlib clamps the loss itself, which stops learning of large errors
-            use_kl_loss=False,
-            grad_clip=ppo.grad_clip,
-            grad_clip_by="global_norm",
-            num_epochs=ppo.epochs,
-            train_batch_size_per_learner=ppo.batch_steps,
-            minibatch_size=ppo.minibatch_steps,
-        )
-        .debugging(seed=amount.seed, log_level="ERROR")
-        .reporting(min_sample_timesteps_per_iteration=0, min_time_s_per_iteration=0)
-    )
+def _sessions(progress: Path) -> int:
+    """Returns how many sessions of a run wrote to its progress file."""
+    if not progress.is_file():
+        return 0
+    lines = progress.read_text(encoding="utf-8").splitlines()
+    return 1 + int(json.loads(lines[-1])["session"]) if lines else 0
 
 
-def _make_env(context: dict[str, Any]) -> Any:
-    """RLlib calls this with `num_envs` for a vector environment and without for the space probe."""
-    import torch  # noqa: PLC0415
-
-    from envs.market import Market  # noqa: PLC0415
-    from envs.swing import SwingEnv, SwingVectorEnv  # noqa: PLC0415
-
-    torch.set_num_threads(1)
-    market = Market(panel_at(Path(context["panel"])), Scaler.of(context["scaler"], "scaler"))
-    arguments = {"panel": market, "span": tuple(context["span"]), "settings": context["settings"]}
-    if "num_envs" in context:
-        return SwingVectorEnv(context["num_envs"], **arguments)
-    return SwingEnv(**arguments)
-
-
-def _progress(result: dict[str, Any], config: RunConfig, seconds: float) -> Progress:
-    learner = result["learners"]["default_policy"]
-    episode_return = result["env_runners"].get("episode_return_mean", np.nan)
+def _progress(result: dict[str, Any], steps: int, config: RunConfig, session: int, seconds: float) -> Progress:
+    learner, workers = result["learners"]["default_policy"], result["env_runners"]
+    episode_return = workers.get("episode_return_mean", np.nan)
+    figures = {name: round(float(value), 6) for name, value in learner.items()}
     return Progress(
         iteration=int(result["training_iteration"]),
-        steps=int(result["num_env_steps_sampled_lifetime"]),
+        steps=steps,
         steps_wanted=config.train.steps,
         seconds=round(seconds, 3),
         episode_return=float(episode_return) if np.isfinite(episode_return) else None,
-        entropy=float(learner["entropy"]),
-        value_explained=float(learner["vf_explained_var"]),
+        entropy=figures.pop("entropy", float("nan")),
+        value_explained=figures.pop("explained_variance", float("nan")),
+        session=session,
+        figures={**figures, "steps_per_second": round(float(workers["steps_per_second"]), 1)},
     )
+
+
+def _draw(board: Any, progress: Progress) -> None:
+    figures = {name: value for name, value in asdict(progress).items() if isinstance(value, int | float)}
+    for name, value in {**figures, **progress.figures}.items():
+        board.add_scalar(f"train/{name}", value, progress.steps)
 
 
 def _append(path: Path, line: dict[str, Any]) -> None:

@@ -14,8 +14,8 @@ from rl.judging.tune import FoldScore, Sweep, Trial
 
 def _printed(folds: int) -> str:
     scores = [FoldScore(fold=f"fold-{i}", sharpe=float(i), total_return=0.0, seconds=1.0) for i in range(1, folds + 1)]
-    good = Trial(values={"ppo.lr": 0.001}, config_hash="", folds=tuple(scores), score=1.5)
-    failed = Trial(values={"ppo.lr": 0.1}, config_hash="", folds=(), score=None, error="out of memory")
+    good = Trial(values={"learn.lr": 0.001}, config_hash="", folds=tuple(scores), score=1.5)
+    failed = Trial(values={"learn.lr": 0.1}, config_hash="", folds=(), score=None, error="out of memory")
     console = Console(width=110, file=StringIO())
     console.print(sweep_table(Sweep(config=RunConfig(), panel="", folds=folds, trials=(good, failed))))
     return console.file.getvalue()

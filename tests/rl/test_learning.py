@@ -20,26 +20,13 @@ from product import BIN, ROOT, environment, tiny_settings
 from rl.config import RunConfig, load_config
 from rl.judging.export import disagreement
 from rl.learning.network import SwingNet, policy_arrays
-
-
-def test_network_step_by_step_equals_the_whole_sequence():
-    torch.manual_seed(0)
-    net = SwingNet(6, ActionKind.DISCRETE, 16)
-    obs = torch.randn(4, 25, 8)
-    zero = (torch.zeros(4, 16), torch.zeros(4, 16))
-    outputs, values, last = net(obs, zero)
-    state, stepped = zero, []
-    for t in range(25):
-        one, value, state = net(obs[:, t : t + 1], state)
-        stepped.append(torch.cat([one, value[..., None]], dim=-1))
-    torch.testing.assert_close(torch.cat(stepped, dim=1), torch.cat([outputs, values[..., None]], dim=-1))
-    torch.testing.assert_close(state, last)
+from rl.learning.settings import ModelConfig
 
 
 @pytest.mark.parametrize("action", list(ActionKind))
 def test_numpy_policy_equals_torch(market, action):
     torch.manual_seed(1)
-    net = SwingNet(market.feature_count, action, 24)
+    net = SwingNet(market.feature_count, action, ModelConfig(hidden=24, dense=20))
     policy = LstmPolicy("p", 30, policy_arrays(net), _scaler(market), action)
     features = market.panel.features[2000:2030][:, [0, 3, 4]]
     portfolio = np.random.default_rng(0).uniform(-1, 1, (3, 2)).astype(np.float32)
@@ -65,8 +52,8 @@ def test_every_shipped_config_loads():
 @pytest.mark.parametrize(
     ("assignment", "words"),
     [
-        ("ppo.lrr=1", r"unknown key 'ppo\.lrr'.*lr"),
-        ("ppo.lr=-1", r"ppo\.lr = -1"),
+        ("learn.lrr=1", r"unknown key 'learn\.lrr'.*lr"),
+        ("learn.lr=-1", r"learn\.lr = -1"),
         ("train.steps=many", r"train\.steps = 'many'"),
         ("nothing", "path.to.key=value"),
     ],
@@ -77,10 +64,10 @@ def test_config_mistake_names_path_and_remedy(assignment, words):
 
 
 def test_train_wrong_config_key_exits_2_and_writes_nothing(command, tmp_path):
-    done = command("swing-rl", "train", "--out", tmp_path / "run", "--set", "ppo.lrr=1")
+    done = command("swing-rl", "train", "--out", tmp_path / "run", "--set", "learn.lrr=1")
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
-    assert "ppo.lrr" in done.stderr
+    assert "learn.lrr" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -95,7 +82,13 @@ def test_tune_search_space_with_an_unknown_path_exits_2_before_anything_starts(c
 @pytest.mark.ray
 def test_train_killed_and_resumed_continues_where_it_was(command, tmp_path):
     settings = tiny_settings(tmp_path)
-    settings["train"] = {"steps": 20480, "envs_per_runner": 32, "env_runners": 0, "checkpoint_iterations": 2}
+    settings["train"] = {
+        "steps": 20480,
+        "envs_per_runner": 32,
+        "env_runners": 0,
+        "checkpoint_iterations": 2,
+        "iteration_steps": 2048,
+    }
     config, out = tmp_path / "run.yaml", tmp_path / "run"
     config.write_text(yaml.safe_dump(settings))
     arguments = ["train", "--config", str(config), "--out", str(out), "--json"]

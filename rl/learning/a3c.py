@@ -1,0 +1,76 @@
+"""Asynchronous advantage actor-critic (Mnih et al. 2016) on RLlib's new API stack.
+
+Each worker computes gradients on weights that may be stale; the driver applies each as it arrives and answers with the
+newest weights. Nobody waits for anybody else.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+from ray.rllib.algorithms.algorithm_config import NotProvided
+
+from rl.learning.algorithm import ActorCritic, ActorCriticConfig
+from rl.learning.gradients import A3cWorker, Report
+
+
+class A3CConfig(ActorCriticConfig):
+    """`A3CConfig().environment(...).training(lr=..., max_staleness=...).build_algo()`."""
+
+    worker_class = A3cWorker
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        super().__init__(algo_class=algo_class or A3C)
+        self.staleness_aware = False
+
+    def training(self, *, staleness_aware: bool = NotProvided, **kwargs: Any) -> A3CConfig:
+        """Sets what learning needs; see `rl.learning.settings.A3cConfig`."""
+        super().training(**kwargs)
+        self._set({"staleness_aware": staleness_aware})
+        return self
+
+
+class A3C(ActorCritic):
+    """Applies gradients on arrival."""
+
+    config: A3CConfig
+
+    @classmethod
+    def get_default_config(cls) -> ActorCriticConfig:
+        """Returns the defaults."""
+        return A3CConfig()
+
+    def training_step(self) -> None:
+        """Applies gradients until `iteration_steps` were done; those still under way arrive in the next call."""
+        started, before = time.perf_counter(), self.steps
+        while self.steps - before < self.config.iteration_steps:
+            if not self.crew_size:
+                self._take(0, *self.env_runner.gradient(self.weights(), self.order()))
+                continue
+            for worker in list(self.crew.idle):
+                self.crew.ask(worker, "gradient", self.weights(), self.order())
+            for answer in self.crew.answers():
+                self._take(answer.worker, *answer.value)
+                # With newer weights than the next answer in line would leave it: ask at once, wait for none.
+                if answer.worker in self.crew.idle:
+                    self.crew.ask(answer.worker, "gradient", self.weights(), self.order())
+        self.publish(started, self.steps - before)
+
+    def _take(self, worker: int, gradient: Any, report: Report, seconds: float) -> None:
+        """Applies one gradient, unless it is too old or not finite."""
+        staleness = self.version - report.version
+        figures = {"staleness": float(staleness), "age_of_data": float(self.version - report.acted)}
+        if staleness > self.config.max_staleness:
+            self.counters["stale"] += 1
+        else:
+            step = self.step_size / max(staleness, 1) if self.config.staleness_aware else self.step_size
+            norm = self.learner("apply_gradient", gradient, step)
+            if np.isfinite(norm):
+                self.counters["gradients"] += 1
+                self.version += 1
+                figures["gradient_norm"] = norm
+            else:
+                self.counters["not_finite"] += 1
+        self.account(worker, report, seconds, figures)

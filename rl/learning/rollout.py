@@ -1,0 +1,326 @@
+"""Acting: one fragment of T steps in B slots, as time-major arrays.
+
+No action changes the market, so the recurrence runs over the whole fragment before the first action, in one call;
+each step then costs two small products in NumPy. Where an episode ends on the way, its slot runs again from a zero
+state over the rest. With `grad`, what was computed for acting keeps its graph, and the gradient needs no second
+forward pass.
+
+Axes as in `rl.learning.network`. Time: row t of a fragment is the observation of t, the action chosen on it, and the
+reward of the step that follows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode
+from torch import Tensor
+
+from data_pipeline.errors import ConfigError
+from envs.contract import ActionKind, Bools, Floats, Floats32, Ints
+from rl.learning.network import State, SwingNet
+
+FORBIDDEN = -1e9
+"""Logit of an action that is not allowed; finite, so that entropies are."""
+
+
+class MarketVectorEnv(Protocol):
+    """A vector environment whose market can be read ahead (`envs.swing`, `envs.worlds`).
+
+    Where it has `masks_actions` and that is true, `action_masks()` says what is allowed, `[B, 3]`.
+    """
+
+    num_envs: int
+    market_features: int
+    portfolio_features: tuple[str, ...]
+    metadata: dict[str, Any]
+
+    cost_scale: float
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Floats32, dict[str, Any]]:
+        """As in Gymnasium."""
+
+    def step(self, actions: Any) -> tuple[Floats32, Floats, Bools, Bools, dict[str, Any]]:
+        """As in Gymnasium."""
+
+    def action_masks(self) -> Bools:
+        """Returns which actions are allowed."""
+
+    def market_ahead(self, steps: int, slots: Ints | None = None) -> Floats32:
+        """Returns the market part of this and the next observations, `[steps, b, F]`."""
+
+
+@dataclass
+class Fragment:
+    """What happened, in NumPy: it travels between processes.
+
+    Attributes:
+        market: `[T, B, F]`.
+        portfolio: `[T, B, P]`.
+        actions: `[T, B]`: int64, or float32 as sampled, before the environment clips it.
+        rewards: As the environment gave them, `[T, B]` float32.
+        terminated: `[T, B]`; nothing can be earned after.
+        truncated: `[T, B]`; the value goes on.
+        starts: Where the observation of t is the first of an episode, `[T, B]`.
+        log_likelihoods: Of the actions under the policy that acted, `[T, B]`.
+        values: Of that policy's critic, `[T, B]`.
+        next_values: Of the observation after the step: 0 where terminated, of the final observation where truncated.
+        state: Before the first step.
+        allowed: Which actions were, `[T, B, A]`; None: all.
+        version: Of the weights that acted.
+    """
+
+    market: Floats32
+    portfolio: Floats32
+    actions: Any
+    rewards: Floats32
+    terminated: Bools
+    truncated: Bools
+    starts: Bools
+    log_likelihoods: Floats32
+    values: Floats32
+    next_values: Floats32
+    state: tuple[Any, ...]
+    allowed: Bools | None = None
+    version: int = 0
+
+    def env_steps(self) -> int:
+        """Returns T × B."""
+        return int(self.rewards.size)
+
+    agent_steps = env_steps  # RLlib's evaluation counts both
+
+
+class Forward(NamedTuple):
+    """The network's answers along a fragment, with their graph if one was asked for."""
+
+    outputs: Tensor
+    """`[T, B, A]`, forbidden logits far below the rest."""
+    values: Tensor
+    """`[T, B]`."""
+
+
+class Episodes(NamedTuple):
+    """Episodes that ended during a fragment."""
+
+    returns: Floats
+    lengths: Ints
+
+
+class _Piece(NamedTuple):
+    """The rest of a fragment for slots that began an episode on the way."""
+
+    begin: int
+    slots: Ints
+    drive: Tensor
+    """`[T - begin, b, D]`."""
+    state: State
+
+
+class Sampler:
+    """Steps a vector environment with a network.
+
+    Attributes:
+        net: Read at each fragment; whoever changes its weights does so between two fragments.
+        env: In SAME_STEP mode.
+    """
+
+    def __init__(self, net: SwingNet, env: MarketVectorEnv, seed: int | None = None) -> None:
+        """Resets the environment.
+
+        Raises:
+            ConfigError: The environment resets itself in another mode, or offers other features than the network has.
+        """
+        if env.metadata.get("autoreset_mode") is not AutoresetMode.SAME_STEP:
+            raise ConfigError(
+                f"autoreset_mode {env.metadata.get('autoreset_mode')}: a step must be a decision; make the environment "
+                "with autoreset_mode=SameStep"
+            )
+        offered, wanted = (
+            (env.market_features, len(env.portfolio_features)),
+            (
+                net.market_features,
+                net.portfolio_features,
+            ),
+        )
+        if offered != wanted:
+            raise ConfigError(f"environment with (market, portfolio) features {offered}, network for {wanted}")
+        self.net, self.env = net, env
+        self.rng = np.random.default_rng(seed)
+        self.restart(seed)
+
+    def restart(self, seed: int | None = None) -> None:
+        """Begins new episodes in all slots."""
+        self._obs, _ = self.env.reset(seed=seed)
+        self._fresh = np.ones(self.env.num_envs, np.bool_)
+        self._state = self.net.zero_state(self.env.num_envs)
+        self._returns = np.zeros(self.env.num_envs)
+        self._lengths = np.zeros(self.env.num_envs, np.int64)
+
+    def sample(self, steps: int, *, grad: bool = False, explore: bool = True) -> tuple[Fragment, Forward, Episodes]:
+        """Acts for `steps` decisions in each slot.
+
+        Args:
+            steps: T.
+            grad: Whether `Forward` carries a graph to the parameters.
+            explore: Draw actions from the policy, or take its most probable ones.
+        """
+        self.net.eval()
+        with torch.set_grad_enabled(grad):
+            return self._sample(steps, explore)
+
+    def _sample(self, steps: int, explore: bool) -> tuple[Fragment, Forward, Episodes]:
+        net, env = self.net, self.env
+        count, split = env.num_envs, env.market_features
+        market = env.market_ahead(steps + 1)
+        before, (drive, after) = self._state, self._drive(market, self._state)
+        acting = _Acting(net, drive, self._noise(steps) if explore else None)
+        portfolio = np.empty((steps, count, self._obs.shape[1] - split), np.float32)
+        actions = np.empty((steps, count), np.int64 if net.action is ActionKind.DISCRETE else np.float32)
+        rewards = np.empty((steps, count), np.float32)
+        terminated, truncated = np.zeros((2, steps, count), np.bool_)
+        starts = np.zeros((steps, count), np.bool_)
+        starts[0] = self._fresh
+        allowed = np.empty((steps, count, 3), np.bool_) if getattr(env, "masks_actions", False) else None
+        pieces: list[_Piece] = []
+        finals: list[tuple[int, Ints, Floats32, Floats32]] = []
+        ended: list[tuple[Floats, Ints]] = []
+        for t in range(steps):
+            portfolio[t] = self._obs[:, split:]
+            if allowed is not None:
+                allowed[t] = env.action_masks()
+            actions[t] = acting.choose(t, portfolio[t], None if allowed is None else allowed[t])
+            chosen = actions[t] if net.action is ActionKind.DISCRETE else actions[t][:, None]
+            self._obs, reward, terminated[t], truncated[t], infos = env.step(chosen)
+            rewards[t] = reward
+            self._returns += reward
+            self._lengths += 1
+            over = terminated[t] | truncated[t]
+            self._fresh = over
+            if not over.any():
+                continue
+            slots = np.flatnonzero(over)
+            ended.append((self._returns[slots], self._lengths[slots]))
+            self._returns[slots], self._lengths[slots] = 0.0, 0
+            cut = np.flatnonzero(truncated[t])
+            finals.append((t, cut, acting.drive[t + 1, cut], infos["final_obs"][cut, split:]))
+            if t + 1 == steps:
+                after = after.put(torch.from_numpy(slots), net.zero_state(len(slots)))
+                continue
+            rest = env.market_ahead(steps - t, slots)
+            pieces.append(_Piece(t + 1, slots, *self._drive(rest, net.zero_state(len(slots)))))
+            acting.replace(t + 1, slots, pieces[-1].drive)
+            market[t + 1 :, slots] = rest
+            starts[t + 1, slots] = True
+        for piece in pieces:
+            ongoing = np.flatnonzero(~starts[piece.begin + 1 :, piece.slots].any(axis=0) & ~self._fresh[piece.slots])
+            after = after.put(torch.from_numpy(piece.slots[ongoing]), piece.state.at(torch.from_numpy(ongoing)))
+        self._state = after
+        outputs, values = net.heads(_joined(drive[:steps], pieces), torch.from_numpy(portfolio))
+        forward = Forward(permitted(outputs, allowed), values)
+        fragment = Fragment(
+            market=market[:steps],
+            portfolio=portfolio,
+            actions=actions,
+            rewards=rewards,
+            terminated=terminated,
+            truncated=truncated,
+            starts=starts,
+            log_likelihoods=net.log_likelihood(forward.outputs.detach(), torch.from_numpy(actions)).detach().numpy(),
+            values=forward.values.detach().numpy(),
+            next_values=self._next_values(forward.values, acting.drive[steps], finals, terminated),
+            state=tuple(part.numpy() for part in before),
+            allowed=allowed,
+        )
+        done = [np.concatenate(parts) for parts in zip(*ended, strict=True)] or [np.empty(0), np.empty(0, np.int64)]
+        return fragment, forward, Episodes(*done)
+
+    def _drive(self, market: Floats32, state: State) -> tuple[Tensor, State]:
+        """Returns the drive `[n + 1, b, D]` of n + 1 sessions, the last without a graph, and the state after n."""
+        rows = torch.from_numpy(market)
+        told, after = self.net.recur(rows[:-1], state)
+        with torch.no_grad():
+            last, _ = self.net.recur(rows[-1:], after)
+        return self.net.drive(torch.cat([told, last])), after
+
+    def _next_values(
+        self,
+        values: Tensor,
+        last: Floats32,
+        finals: list[tuple[int, Ints, Floats32, Floats32]],
+        terminated: Bools,
+    ) -> Floats32:
+        """Returns `[T, B]`: the values of what came after each step."""
+        drives = [last, *(drive for _, _, drive, _ in finals)]
+        portfolios = [self._obs[:, self.env.market_features :], *(portfolio for *_, portfolio in finals)]
+        with torch.no_grad():
+            _, found = self.net.heads(*(torch.from_numpy(np.concatenate(p)) for p in (drives, portfolios)))
+        following = np.concatenate([values.detach().numpy()[1:], found[None, : len(last)].numpy()])
+        at = len(last)
+        for t, slots, *_ in finals:
+            following[t, slots] = found[at : at + len(slots)].numpy()
+            at += len(slots)
+        return np.where(terminated, np.float32(0), following)
+
+    def _noise(self, steps: int) -> Floats32:
+        """Returns what is added to outputs, `[T, B, A]`: the largest sum is then a draw, or the sum itself is."""
+        shape = (steps, self.env.num_envs)
+        if self.net.action is ActionKind.CONTINUOUS:
+            drawn = self.rng.standard_normal((*shape, 1), np.float32)
+            return drawn * np.float32(self.net.log_std.detach().exp().item())
+        even = self.rng.random((*shape, 3), np.float32)
+        return -np.log(-np.log(np.maximum(even, np.float32(1e-30))))  # Gumbel
+
+
+class _Acting:
+    """The policy's last layers in NumPy: fewer and cheaper calls than torch's for one step."""
+
+    def __init__(self, net: SwingNet, drive: Tensor, noise: Floats32 | None) -> None:
+        self.drive: Floats32 = drive.detach().numpy()
+        self._own = False
+        self._noise = noise
+        self._discrete = net.action is ActionKind.DISCRETE
+        self._joins = np.ascontiguousarray(net.trunk.weight.detach().numpy()[:, net.model.hidden :].T)
+        self._actor, self._bias = net.actor.weight.detach().numpy().T.copy(), net.actor.bias.detach().numpy()
+
+    def choose(self, t: int, portfolio: Floats32, allowed: Bools | None) -> Any:
+        dense = portfolio @ self._joins
+        dense += self.drive[t]
+        outputs = np.tanh(dense, out=dense) @ self._actor
+        outputs += self._bias
+        if self._noise is not None:
+            outputs += self._noise[t]
+        if allowed is not None:
+            outputs[~allowed] = -np.inf
+        return outputs.argmax(axis=1) if self._discrete else outputs[:, 0]
+
+    def replace(self, begin: int, slots: Ints, drive: Tensor) -> None:
+        if not self._own:
+            self.drive, self._own = self.drive.copy(), True
+        self.drive[begin:, slots] = drive.detach().numpy()
+
+
+def permitted(outputs: Tensor, allowed: Bools | None) -> Tensor:
+    """Returns outputs `[..., A]` with the logits of forbidden actions so low that their probability is 0."""
+    return outputs if allowed is None else outputs.masked_fill(~torch.from_numpy(allowed), FORBIDDEN)
+
+
+def _joined(drive: Tensor, pieces: list[_Piece]) -> Tensor:
+    """Returns the drive `[T, B, D]` with each piece in its place."""
+    if not pieces:
+        return drive
+    steps = len(drive)
+    owner = np.full((steps, drive.shape[1]), -1, np.int64)
+    for number, piece in enumerate(pieces):
+        owner[piece.begin :, piece.slots] = number
+    places, parts = [], []
+    for number, piece in enumerate(pieces):
+        mine = owner[piece.begin :, piece.slots] == number
+        row, column = np.nonzero(mine)
+        places.append(np.stack([row + piece.begin, piece.slots[column]]))
+        parts.append(piece.drive[:-1][torch.from_numpy(mine)])
+    rows, columns = torch.from_numpy(np.concatenate(places, axis=1))
+    return drive.index_put((rows, columns), torch.cat(parts))
