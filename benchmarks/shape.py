@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import psutil
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -25,11 +26,16 @@ PIPED_WIDTH = 120
 
 
 def arguments(description: str) -> argparse.Namespace:
-    """Returns the options that every benchmark has: --quick and --json."""
+    """Returns the options that every benchmark has."""
+    return parser_of(description).parse_args()
+
+
+def parser_of(description: str) -> argparse.ArgumentParser:
+    """Returns a parser of the options that every benchmark has, --quick and --json, to which others may be added."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="smoke form: checks that it works, not its figures")
     parser.add_argument("--json", metavar="FILE", help="write the result as JSON; - prints it as the last line")
-    return parser.parse_args()
+    return parser
 
 
 def interleaved(contestants: Mapping[str, Callable[[], float]], unit: str, runs: int) -> dict[str, Figure]:
@@ -64,6 +70,27 @@ def rate(work: Callable[[], int], seconds: float) -> float:
     return done / used
 
 
+def cpu_seconds() -> float:
+    """Returns the CPU-seconds of this process and of all below it that live."""
+    times = _ask_all(lambda process: process.cpu_times())
+    return float(sum(each.user + each.system for each in times))
+
+
+def process_lines() -> list[str]:
+    """Returns the command lines of this process and of the processes below this one."""
+    return [" ".join(line) for line in _ask_all(lambda process: process.cmdline())]
+
+
+def _ask_all(question: Callable[[psutil.Process], Any]) -> list[Any]:
+    answers = []
+    for process in (me := psutil.Process(), *me.children(recursive=True)):
+        try:
+            answers.append(question(process))
+        except psutil.NoSuchProcess:
+            continue
+    return answers
+
+
 def figure(values: list[float], unit: str) -> Figure:
     """Returns median, min and max of some runs."""
     extent = {"median": statistics.median(values), "min": min(values), "max": max(values)}
@@ -86,14 +113,17 @@ def publish(
     for peer, reason in skipped.items():
         table.add_row(peer, "skipped", "", "", reason)
     Console(width=None if sys.stdout.isatty() else PIPED_WIDTH).print(table)
+    emit(name, options, {"figures": figures, "ratios": ratios, "skipped": skipped})
+
+
+def emit(name: str, options: argparse.Namespace, found: Mapping[str, Any]) -> None:
+    """Writes or prints the JSON object where it is asked for."""
     result = {
         "benchmark": name,
         "when": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         "commit": _commit(),
         "machine": _machine(),
-        "figures": figures,
-        "ratios": ratios,
-        "skipped": skipped,
+        **found,
     }
     if options.json == "-":
         print(json.dumps(result))

@@ -85,7 +85,13 @@ def train_command(
 
             with training_bar(Console(), f"training on {fold}") as show:
                 trained = train(settings, panel_folder, spans[fold], out, resume, show)
-    typer.echo(json.dumps({"run": str(trained.folder), "seconds": round(trained.seconds, 1)}))
+            if trained.collapsed:
+                Console().print(
+                    "[yellow]The policy does not trade any more. If that is not what you want, let costs rise longer: "
+                    "--set learn.cost_rise=0.8, or raise learn.entropy.[/yellow]"
+                )
+    found = {"run": str(trained.folder), "seconds": round(trained.seconds, 1), "collapsed": trained.collapsed}
+    typer.echo(json.dumps(found))
 
 
 @app.command("tune")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,9 @@ from data_pipeline.scaling import fit_scaler
 from data_pipeline.sources.bundled import BundledBars
 from envs.market import Market
 from product import BIN, ROOT, TRAIN, Story, environment, tiny_settings
+
+# Read when Ray is first imported, which test files may do at their top: loopback only.
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

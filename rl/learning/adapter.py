@@ -7,7 +7,9 @@ from typing import Any
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.learner.learner_group import LearnerGroup
+from ray.rllib.env.env_runner import EnvRunner
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
+from ray.rllib.utils.checkpoints import Checkpointable
 from ray.tune.registry import ENV_CREATOR, _global_registry
 
 
@@ -23,6 +25,16 @@ def actors_of(group: EnvRunnerGroup) -> dict[int, Any]:
 def local_learner(group: LearnerGroup) -> Any | None:
     """Returns the learner that lives in this process, None if it is remote."""
     return group._learner if group.is_local else None
+
+
+def seed_of(runner: EnvRunner) -> int | None:
+    """Returns the seed of one worker: the settings' one, its index, and a million where it evaluates."""
+    return runner._seed
+
+
+def wants(part: Checkpointable, name: str, components: Any, not_components: Any) -> bool:
+    """Returns whether the component `name` belongs into a state that is asked of `part`."""
+    return part._check_component(name, components, not_components)
 
 
 def without_state_sync(config: AlgorithmConfig) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import ray
+from ray.exceptions import RayTaskError
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.core import DEFAULT_MODULE_ID
@@ -77,6 +78,7 @@ class ActorCriticConfig(AlgorithmConfig):
         self.request_timeout_s = 120.0
         self.min_time_s_per_iteration = 0
         self.restart_failed_env_runners = True
+        self.delay_between_env_runner_restarts_s = 0.0
         without_state_sync(self)
 
     def training(
@@ -132,6 +134,16 @@ class ActorCriticConfig(AlgorithmConfig):
         # Workers reset themselves in the step that ends an episode, and are called with whatever actor this makes.
         self.gym_env_vectorize_mode = "vector_entry_point"
 
+    def get_evaluation_config_object(self) -> ActorCriticConfig | None:
+        """Returns the settings of workers that evaluate, whose fragments are as long as those of training.
+
+        RLlib would make them one step or the whole evaluation long.
+        """
+        config: ActorCriticConfig | None = super().get_evaluation_config_object()
+        if config is not None:
+            config.rollout_fragment_length = self.rollout_fragment_length
+        return config
+
     def recipe(self) -> Recipe:
         """Returns how workers learn from a fragment."""
         return Recipe(
@@ -140,7 +152,6 @@ class ActorCriticConfig(AlgorithmConfig):
             lambda_=self.lambda_,
             value=self.vf_loss_coeff,
             normalise=self.normalise_advantages,
-            max_staleness=self.max_staleness,
         )
 
 
@@ -159,7 +170,10 @@ class ActorCritic(Algorithm):
         self._rows: list[dict[str, float]] = []
         self._per_worker: dict[int, list[float]] = defaultdict(lambda: [0.0, 0.0])
         self._sent: tuple[int, Any] = (-1, None)
-        super().setup(config)
+        try:
+            super().setup(config)
+        except IndexError as error:  # all that RLlib says when no worker came up
+            raise RunError("no worker could be started; the first error is logged above") from error
         self.crew = Crew(actors_of(self.env_runner_group), self.config.request_timeout_s)
 
     def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
@@ -201,10 +215,15 @@ class ActorCritic(Algorithm):
         learner = local_learner(self.learner_group)
         if learner is not None:
             return getattr(learner, method)(*arguments)
-        (result,) = self.learner_group.foreach_learner(lambda each: getattr(each, method)(*arguments))
-        if not result.ok:
-            raise LearnerLostError(f"the learner's process ended ({result.get()})")
-        return result.get()
+        results = list(self.learner_group.foreach_learner(lambda each: getattr(each, method)(*arguments)))
+        if not results:
+            raise LearnerLostError("the learner's process ended before it was asked")
+        answer = results[0].get()
+        if results[0].ok:
+            return answer
+        if isinstance(answer, RayTaskError):  # a mistake, as it would be raised here by a local one
+            raise answer
+        raise LearnerLostError(f"the learner's process ended: {str(answer).splitlines()[0]}")
 
     def trained(self) -> SwingNet:
         """Returns a copy of the network with the newest weights."""
@@ -268,6 +287,18 @@ class ActorCritic(Algorithm):
             "lengths": list(self._lengths),
         }
         return state
+
+    def save_to_path(self, *arguments: Any, **kwargs: Any) -> str:
+        """Writes a checkpoint.
+
+        Raises:
+            LearnerLostError: The checkpoint lacks the weights, which RLlib would not say in every case.
+        """
+        try:
+            path: str = super().save_to_path(*arguments, **kwargs)
+        finally:
+            self.learner("vector")
+        return path
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continues where the state was taken; answers to earlier requests are dropped."""

@@ -108,6 +108,7 @@ def _algorithm(settings: EngineConfig) -> ActorCriticConfig:
         minibatches=ppo.minibatches,
         target_kl=ppo.target_kl,
         vtrace=ppo.vtrace,
+        max_age=ppo.max_age,
         staleness_aware=settings.a3c.staleness_aware,
     )
 

@@ -67,7 +67,7 @@ class Recipe:
     target_kl: float | None = None
     vtrace: bool = True
     normalise: bool = True
-    max_staleness: int = 32
+    max_age: int = 256
 
     def weights(self, entropy: float) -> Weights:
         """Returns the weights of the loss."""
@@ -99,7 +99,9 @@ class GradientWorker(ABC):
         moments = self._returns.moments(fragment.rewards, fragment.terminated | fragment.truncated)
         fragment.rewards *= np.float32(order.reward_scale)
         fragment.version = order.version
-        return fragment, forward, Report(order.version, order.version, fragment.env_steps(), episodes, moments, {})
+        moves = np.abs(np.diff(fragment.actions, axis=0))
+        figures = {"moves": float(moves.mean())} if moves.size else {}
+        return fragment, forward, Report(order.version, order.version, fragment.env_steps(), episodes, moments, figures)
 
     def _gradient(self, loss: Tensor) -> Floats32:
         for parameter in self.parameters:
@@ -126,19 +128,18 @@ class A3cWorker(GradientWorker):
         figures = self._move()
         fragment, forward, report = self._sample(order, grad=True)
         advantages, targets = advantages_of(fragment, self.recipe)
-        likelihoods = self.sampler.net.log_likelihood(forward.outputs, torch.from_numpy(fragment.actions))
         loss = actor_critic_loss(
-            likelihoods,
-            likelihoods.detach(),
+            forward.log_likelihoods,
+            forward.log_likelihoods.detach(),
             forward.values,
-            self.sampler.net.entropy(forward.outputs),
+            forward.entropies,
             torch.from_numpy(advantages),
             torch.from_numpy(targets),
             self.recipe.weights(order.entropy),
         )
         vector = self._gradient(loss.total)
         self._last = fragment
-        figures |= {
+        figures |= report.figures | {
             "entropy": float(loss.entropy),
             "value_loss": float(loss.value),
             "explained_variance": explained_variance(fragment.values, targets),
@@ -171,14 +172,15 @@ class AsyncPpoWorker(GradientWorker):
         load_flat(self.parameters, vector)
         columns = next(self._columns, None)
         report = Report(order.version, order.version, 0, _NO_EPISODES, Moments(), {})
-        if self._kept is None or columns is None or order.version - self._kept.version > self.recipe.max_staleness:
+        age = 0 if self._kept is None else order.version - self._kept.version
+        if self._kept is None or columns is None or not 0 <= age <= self.recipe.max_age:  # below 0: a rollback
             self._kept, _, report = self._sample(order, grad=False)
             self._columns = minibatches(self._kept.rewards.shape[1], self.recipe, self._rng)
             columns = next(self._columns)
         loss, explained = self._loss(self._kept, columns, order)
         if self.recipe.target_kl is not None and float(loss.kl) > self.recipe.target_kl:
             self._columns = iter(())
-        figures = {**loss_figures(loss), "explained_variance": explained}
+        figures = {**report.figures, **loss_figures(loss), "explained_variance": explained}
         return self._gradient(loss.total), report._replace(acted=self._kept.version, figures=figures)
 
     def _loss(self, fragment: Fragment, columns: Ints, order: Order) -> tuple[Loss, float]:
@@ -238,8 +240,8 @@ def answers(net: SwingNet, fragment: Fragment) -> tuple[Tensor, Tensor, Tensor]:
     state = State(*(torch.from_numpy(part) for part in fragment.state))
     told = net.unroll(torch.from_numpy(fragment.market), state, torch.from_numpy(fragment.starts))
     outputs, values = net.heads(net.drive(told), torch.from_numpy(fragment.portfolio))
-    outputs = permitted(outputs, fragment.allowed)
-    return net.log_likelihood(outputs, torch.from_numpy(fragment.actions)), values, net.entropy(outputs)
+    likelihoods, entropies = net.judge(permitted(outputs, fragment.allowed), torch.from_numpy(fragment.actions))
+    return likelihoods, values, entropies
 
 
 def fragment_loss(

@@ -24,7 +24,7 @@ class SwingLearner(TorchLearner):
         """Builds module and optimiser."""
         torch.set_num_threads(1)
         super().build()
-        (adam,) = self._named_optimizers.values()
+        ((_, adam),) = self.get_optimizers_for_module(DEFAULT_MODULE_ID)
         self.optimiser = Optimiser(self.net, adam, self.config.grad_clip)
 
     @property
@@ -35,7 +35,7 @@ class SwingLearner(TorchLearner):
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """Registers Adam, so that RLlib keeps its state; the step size comes with each gradient."""
-        module = self._module[module_id].unwrapped()
+        module = self.module[module_id].unwrapped()
         self.register_optimizer(
             module_id=module_id,
             optimizer=adam_of(module.net),

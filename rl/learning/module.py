@@ -8,6 +8,7 @@ import torch
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.apis.value_function_api import ValueFunctionAPI
 from ray.rllib.core.rl_module.torch import TorchRLModule
+from ray.rllib.utils.torch_utils import convert_to_torch_tensor
 from torch import Tensor
 
 from envs.contract import PORTFOLIO_FEATURES, ActionKind
@@ -37,6 +38,14 @@ class SwingModule(TorchRLModule, ValueFunctionAPI):
         """Returns a zero state without a batch axis."""
         h, c, past, known = self.net.zero_state(1)
         return {"h": h[:, 0], "c": c[:, 0], "past": past[:, 0], "known": known[0]}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Takes all weights over; RLlib's own way lets missing ones pass in silence.
+
+        Raises:
+            RuntimeError: Weights are missing, left over, or of another shape.
+        """
+        self.load_state_dict(convert_to_torch_tensor(state), strict=True)
 
     def _forward(self, batch: dict[str, Any], **_: Any) -> dict[str, Any]:
         outputs, _values, state = self._answers(batch)

@@ -83,7 +83,7 @@ class SwingNet(nn.Module):
         nn.init.zeros_(self.actor.bias)
         if action is ActionKind.CONTINUOUS:
             self.log_std = nn.Parameter(torch.full((1,), math.log(model.action_deviation)))
-        self.bf16 = model.bf16 and _has_bf16()
+        self.bf16 = model.bf16 and has_bf16()
 
     def zero_state(self, rows: int) -> State:
         """Returns the state before an episode."""
@@ -138,8 +138,13 @@ class SwingNet(nn.Module):
     def heads(self, drive: Tensor, portfolio: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the actor's outputs `[..., A]` and the values `[...]` of drives `[..., D]`, portfolios `[..., P]`."""
         dense = torch.tanh(drive + functional.linear(portfolio, self.trunk.weight[:, self.model.hidden :]))
-        valued = functional.dropout(dense, self.model.critic_dropout, self.training)
-        return self.actor(dense), self.critic(valued)[..., 0]
+        if self.training and self.model.critic_dropout:
+            valued = functional.dropout(dense, self.model.critic_dropout)
+            return self.actor(dense), self.critic(valued)[..., 0]
+        # One product for both reads the dense layer once.
+        weight = torch.cat([self.actor.weight, self.critic.weight])
+        both = functional.linear(dense, weight, torch.cat([self.actor.bias, self.critic.bias]))
+        return both[..., :-1], both[..., -1]
 
     def forward(self, obs: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
         """Returns outputs `[T, B, A]`, values `[T, B]` and the next state for observations `[T, B, F + P]`."""
@@ -147,19 +152,14 @@ class SwingNet(nn.Module):
         outputs, values = self.heads(self.drive(told), obs[..., self.market_features :])
         return outputs, values, state
 
-    def log_likelihood(self, outputs: Tensor, actions: Tensor) -> Tensor:
-        """Returns the log-probability (density) of `actions` `[...]` under outputs `[..., A]`."""
-        if self.action is ActionKind.DISCRETE:
-            return torch.log_softmax(outputs, -1).gather(-1, actions[..., None])[..., 0]
-        deviations = (actions - outputs[..., 0]) * torch.exp(-self.log_std)
-        return -0.5 * deviations**2 - self.log_std - 0.5 * math.log(2 * math.pi)
-
-    def entropy(self, outputs: Tensor) -> Tensor:
-        """Returns the entropy of the distribution over actions, `[...]`, in nats."""
+    def judge(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns log-probabilities (densities) of `actions` `[...]` and entropies in nats, of outputs `[..., A]`."""
         if self.action is ActionKind.DISCRETE:
             logs = torch.log_softmax(outputs, -1)
-            return -(logs.exp() * logs).sum(-1)
-        return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).expand(outputs.shape[:-1])
+            return logs.gather(-1, actions[..., None])[..., 0], -(logs.exp() * logs).sum(-1)
+        deviations = (actions - outputs[..., 0]) * torch.exp(-self.log_std)
+        constant = 0.5 * math.log(2 * math.pi)
+        return -0.5 * deviations**2 - self.log_std - constant, (self.log_std + constant + 0.5).expand_as(actions)
 
     def _attend(self, told: Tensor, keys: Tensor, known: Tensor) -> Tensor:
         """Returns what attention adds, `[T, B, H]`: each step looks at itself and the K outputs before it.
@@ -254,7 +254,7 @@ def net_of(arrays: Mapping[str, Floats32], action: ActionKind, heads: int = 0, s
 _LSTM, _WAYS, _DENSE = ("lstm", "lstm2"), ("in", "out"), ("weight", "bias")
 
 
-def _has_bf16() -> bool:
+def has_bf16() -> bool:
     """Returns whether this processor multiplies bfloat16 itself; without, it would be slower than float32."""
     flags = Path("/proc/cpuinfo")
     if flags.is_file() and {"avx512_bf16", "amx_bf16"} & set(flags.read_text(encoding="utf-8").split()):

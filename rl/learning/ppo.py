@@ -26,6 +26,7 @@ class PPOConfig(ActorCriticConfig):
         self.minibatches = 4
         self.target_kl: float | None = None
         self.vtrace = True
+        self.max_age = 256
         self.staleness_aware = False
 
     def training(
@@ -35,6 +36,7 @@ class PPOConfig(ActorCriticConfig):
         minibatches: int = NotProvided,
         target_kl: float | None = NotProvided,
         vtrace: bool = NotProvided,
+        max_age: int = NotProvided,
         staleness_aware: bool = NotProvided,
         **kwargs: Any,
     ) -> PPOConfig:
@@ -46,6 +48,7 @@ class PPOConfig(ActorCriticConfig):
                 "minibatches": minibatches,
                 "target_kl": target_kl,
                 "vtrace": vtrace,
+                "max_age": max_age,
                 "staleness_aware": staleness_aware,
             }
         )
@@ -60,6 +63,7 @@ class PPOConfig(ActorCriticConfig):
             minibatches=self.minibatches,
             target_kl=self.target_kl,
             vtrace=self.vtrace,
+            max_age=self.max_age,
         )
 
 
@@ -123,7 +127,7 @@ class AsyncPPO(A3C):
     """Applies minibatch gradients on arrival: workers sample and compute on while others' updates are applied.
 
     Fragments stay where they were sampled and keep the acting policy's log-probabilities and version; ratios to the
-    newest weights are clipped, values corrected by V-trace, fragments older than `max_staleness` versions dropped.
+    newest weights are clipped, values corrected by V-trace, fragments older than `max_age` versions dropped.
     """
 
     config: PPOConfig

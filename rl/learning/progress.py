@@ -17,7 +17,7 @@ def rising(done: float, share: float) -> float:
 
 def falling(done: float, share: float) -> float:
     """Returns a factor that falls from 1 to 0 over the last `share` of the budget, of which `done` is spent."""
-    return 1.0 if done <= 1.0 - share else max(1.0 - done, 0.0) / share
+    return 1.0 if done <= 1.0 - share or not share else max(1.0 - done, 0.0) / share
 
 
 class Moments(NamedTuple):
@@ -59,10 +59,21 @@ class Discounted:
     running: Floats
 
     def moments(self, rewards: Floats32, ended: Bools) -> Moments:
-        """Returns the moments of R_t = γ R_{t-1} + r_{t+1} over a fragment `[T, B]`; episodes begin at 0."""
-        seen = np.empty(rewards.shape)
-        for t, reward in enumerate(rewards):
-            self.running = self.gamma * self.running + reward
-            seen[t] = self.running
-            self.running[ended[t]] = 0.0
+        """Returns the moments of R_t = γ R_{t-1} + r_{t+1} over a fragment `[T, B]`; episodes begin at 0.
+
+        A reward that is not a number counts as 0: its gradient is refused, and the scale must outlive it.
+        """
+        rewards = np.nan_to_num(rewards, posinf=0.0, neginf=0.0)
+        steps = len(rewards)
+        if ended[:-1].any():
+            seen = np.empty(rewards.shape)
+            for t, reward in enumerate(rewards):
+                self.running = self.gamma * self.running + reward
+                seen[t] = self.running
+                self.running[ended[t]] = 0.0
+        else:  # one product instead of T steps
+            ages = np.arange(steps)
+            powers = np.where(ages[:, None] >= ages, self.gamma ** np.abs(ages[:, None] - ages), 0.0)
+            seen = powers @ rewards + self.gamma ** (ages[:, None] + 1) * self.running
+            self.running = np.where(ended[-1], 0.0, seen[-1])
         return moments_of(seen)

@@ -46,9 +46,6 @@ class MarketVectorEnv(Protocol):
     def step(self, actions: Any) -> tuple[Floats32, Floats, Bools, Bools, dict[str, Any]]:
         """As in Gymnasium."""
 
-    def action_masks(self) -> Bools:
-        """Returns which actions are allowed."""
-
     def market_ahead(self, steps: int, slots: Ints | None = None) -> Floats32:
         """Returns the market part of this and the next observations, `[steps, b, F]`."""
 
@@ -97,10 +94,12 @@ class Fragment:
 class Forward(NamedTuple):
     """The network's answers along a fragment, with their graph if one was asked for."""
 
-    outputs: Tensor
-    """`[T, B, A]`, forbidden logits far below the rest."""
+    log_likelihoods: Tensor
+    """Of the actions, `[T, B]`."""
     values: Tensor
     """`[T, B]`."""
+    entropies: Tensor
+    """Of the distributions over actions, `[T, B]`."""
 
 
 class Episodes(NamedTuple):
@@ -117,6 +116,8 @@ class _Piece(NamedTuple):
     slots: Ints
     drive: Tensor
     """`[T - begin, b, D]`."""
+    last: Floats32
+    """Of the session after the fragment, `[b, D]`."""
     state: State
 
 
@@ -176,8 +177,8 @@ class Sampler:
         net, env = self.net, self.env
         count, split = env.num_envs, env.market_features
         market = env.market_ahead(steps + 1)
-        before, (drive, after) = self._state, self._drive(market, self._state)
-        acting = _Acting(net, drive, self._noise(steps) if explore else None)
+        before, (drive, last, after) = self._state, self._drive(market, self._state)
+        acting = _Acting(net, drive, last, self._noise(steps) if explore else None)
         portfolio = np.empty((steps, count, self._obs.shape[1] - split), np.float32)
         actions = np.empty((steps, count), np.int64 if net.action is ActionKind.DISCRETE else np.float32)
         rewards = np.empty((steps, count), np.float32)
@@ -187,40 +188,35 @@ class Sampler:
         allowed = np.empty((steps, count, 3), np.bool_) if getattr(env, "masks_actions", False) else None
         pieces: list[_Piece] = []
         finals: list[tuple[int, Ints, Floats32, Floats32]] = []
-        ended: list[tuple[Floats, Ints]] = []
         for t in range(steps):
             portfolio[t] = self._obs[:, split:]
             if allowed is not None:
-                allowed[t] = env.action_masks()
+                allowed[t] = env.action_masks()  # type: ignore[attr-defined]
             actions[t] = acting.choose(t, portfolio[t], None if allowed is None else allowed[t])
             chosen = actions[t] if net.action is ActionKind.DISCRETE else actions[t][:, None]
             self._obs, reward, terminated[t], truncated[t], infos = env.step(chosen)
             rewards[t] = reward
-            self._returns += reward
-            self._lengths += 1
             over = terminated[t] | truncated[t]
             self._fresh = over
             if not over.any():
                 continue
             slots = np.flatnonzero(over)
-            ended.append((self._returns[slots], self._lengths[slots]))
-            self._returns[slots], self._lengths[slots] = 0.0, 0
             cut = np.flatnonzero(truncated[t])
-            finals.append((t, cut, acting.drive[t + 1, cut], infos["final_obs"][cut, split:]))
+            finals.append((t, cut, acting.after(t)[cut], infos["final_obs"][cut, split:]))
             if t + 1 == steps:
                 after = after.put(torch.from_numpy(slots), net.zero_state(len(slots)))
                 continue
             rest = env.market_ahead(steps - t, slots)
             pieces.append(_Piece(t + 1, slots, *self._drive(rest, net.zero_state(len(slots)))))
-            acting.replace(t + 1, slots, pieces[-1].drive)
+            acting.replace(t + 1, slots, pieces[-1])
             market[t + 1 :, slots] = rest
             starts[t + 1, slots] = True
         for piece in pieces:
             ongoing = np.flatnonzero(~starts[piece.begin + 1 :, piece.slots].any(axis=0) & ~self._fresh[piece.slots])
             after = after.put(torch.from_numpy(piece.slots[ongoing]), piece.state.at(torch.from_numpy(ongoing)))
         self._state = after
-        outputs, values = net.heads(_joined(drive[:steps], pieces), torch.from_numpy(portfolio))
-        forward = Forward(permitted(outputs, allowed), values)
+        outputs, values = net.heads(_joined(drive, pieces), torch.from_numpy(portfolio))
+        likelihoods, entropies = net.judge(permitted(outputs, allowed), torch.from_numpy(actions))
         fragment = Fragment(
             market=market[:steps],
             portfolio=portfolio,
@@ -229,22 +225,36 @@ class Sampler:
             terminated=terminated,
             truncated=truncated,
             starts=starts,
-            log_likelihoods=net.log_likelihood(forward.outputs.detach(), torch.from_numpy(actions)).detach().numpy(),
-            values=forward.values.detach().numpy(),
-            next_values=self._next_values(forward.values, acting.drive[steps], finals, terminated),
+            log_likelihoods=likelihoods.detach().numpy(),
+            values=values.detach().numpy(),
+            next_values=self._next_values(values, acting.last, finals, terminated),
             state=tuple(part.numpy() for part in before),
             allowed=allowed,
         )
-        done = [np.concatenate(parts) for parts in zip(*ended, strict=True)] or [np.empty(0), np.empty(0, np.int64)]
-        return fragment, forward, Episodes(*done)
+        return fragment, Forward(likelihoods, values, entropies), self._episodes(rewards, terminated | truncated)
 
-    def _drive(self, market: Floats32, state: State) -> tuple[Tensor, State]:
-        """Returns the drive `[n + 1, b, D]` of n + 1 sessions, the last without a graph, and the state after n."""
+    def _episodes(self, rewards: Floats32, ended: Bools) -> Episodes:
+        """Returns the episodes that ended, slot by slot, and carries the rest on."""
+        sums = np.vstack([-self._returns, rewards.cumsum(axis=0, dtype=np.float64)])  # so that differences are sums
+        slots, steps = np.nonzero(ended.T)
+        before = np.where(np.diff(slots, prepend=-1) > 0, 0, np.roll(steps, 1) + 1)  # row of `sums` at their start
+        carried = np.where(before == 0, self._lengths[slots], 0)
+        done = Episodes(sums[steps + 1, slots] - sums[before, slots], steps + 1 - before + carried)
+        last = np.zeros(rewards.shape[1], np.int64)
+        np.maximum.at(last, slots, steps + 1)
+        everywhere = np.arange(rewards.shape[1])
+        self._lengths = np.where(last == 0, self._lengths, 0) + len(rewards) - last
+        self._returns = sums[-1] - sums[last, everywhere]
+        return done
+
+    def _drive(self, market: Floats32, state: State) -> tuple[Tensor, Floats32, State]:
+        """Returns the drive `[n, b, D]` of n sessions, that of the one after, `[b, D]`, and the state after n."""
         rows = torch.from_numpy(market)
         told, after = self.net.recur(rows[:-1], state)
         with torch.no_grad():
             last, _ = self.net.recur(rows[-1:], after)
-        return self.net.drive(torch.cat([told, last])), after
+            following = self.net.drive(last[0]).numpy()
+        return self.net.drive(told), following, after
 
     def _next_values(
         self,
@@ -278,8 +288,9 @@ class Sampler:
 class _Acting:
     """The policy's last layers in NumPy: fewer and cheaper calls than torch's for one step."""
 
-    def __init__(self, net: SwingNet, drive: Tensor, noise: Floats32 | None) -> None:
+    def __init__(self, net: SwingNet, drive: Tensor, last: Floats32, noise: Floats32 | None) -> None:
         self.drive: Floats32 = drive.detach().numpy()
+        self.last = last
         self._own = False
         self._noise = noise
         self._discrete = net.action is ActionKind.DISCRETE
@@ -297,10 +308,15 @@ class _Acting:
             outputs[~allowed] = -np.inf
         return outputs.argmax(axis=1) if self._discrete else outputs[:, 0]
 
-    def replace(self, begin: int, slots: Ints, drive: Tensor) -> None:
+    def after(self, t: int) -> Floats32:
+        """Returns the drive of the session after t, `[B, D]`."""
+        return self.drive[t + 1] if t + 1 < len(self.drive) else self.last
+
+    def replace(self, begin: int, slots: Ints, piece: _Piece) -> None:
         if not self._own:
             self.drive, self._own = self.drive.copy(), True
-        self.drive[begin:, slots] = drive.detach().numpy()
+        self.drive[begin:, slots] = piece.drive.detach().numpy()
+        self.last[slots] = piece.last
 
 
 def permitted(outputs: Tensor, allowed: Bools | None) -> Tensor:
@@ -321,6 +337,6 @@ def _joined(drive: Tensor, pieces: list[_Piece]) -> Tensor:
         mine = owner[piece.begin :, piece.slots] == number
         row, column = np.nonzero(mine)
         places.append(np.stack([row + piece.begin, piece.slots[column]]))
-        parts.append(piece.drive[:-1][torch.from_numpy(mine)])
+        parts.append(piece.drive[torch.from_numpy(mine)])
     rows, columns = torch.from_numpy(np.concatenate(places, axis=1))
     return drive.index_put((rows, columns), torch.cat(parts))

@@ -26,7 +26,7 @@ from ray.rllib.utils.metrics import (
 )
 
 from envs.contract import Floats32
-from rl.learning.adapter import env_creator
+from rl.learning.adapter import env_creator, seed_of, wants
 from rl.learning.gradients import GradientWorker, Order, Report
 from rl.learning.rollout import Episodes, Fragment, Sampler
 
@@ -49,17 +49,21 @@ class SwingEnvRunner(EnvRunner, Checkpointable):
             self.make_env()
         self.make_module()
         if self.env is not None:
-            self.sampler = Sampler(self.module.net, self.env, self._seed)
-            self.worker = self.config.worker_class(self.sampler, self.config.recipe(), self._seed)
+            seed = seed_of(self)
+            self.sampler = Sampler(self.module.net, self.env, seed)
+            self.worker = self.config.worker_class(self.sampler, self.config.recipe(), seed)
 
     def make_env(self) -> None:
         """Makes the environment anew."""
         if not self.config.env:
             raise ValueError("no environment; name a registered one by config.environment(...)")
         creator = env_creator(self.config.env) if isinstance(self.config.env, str) else self.config.env
-        context = EnvContext(dict(self.config.env_config), worker_index=self.worker_index, num_workers=self.num_workers)
-        count = self.config.num_envs_per_env_runner
-        self.env = creator(context | {"num_envs": count, "autoreset_mode": AutoresetMode.SAME_STEP})
+        settings = {
+            **self.config.env_config,
+            "num_envs": self.config.num_envs_per_env_runner,
+            "autoreset_mode": AutoresetMode.SAME_STEP,
+        }
+        self.env = creator(EnvContext(settings, worker_index=self.worker_index, num_workers=self.num_workers))
         self.num_envs = self.env.num_envs
 
     def make_module(self) -> None:
@@ -72,7 +76,7 @@ class SwingEnvRunner(EnvRunner, Checkpointable):
         self.assert_healthy()
         gradient, report = self.worker.gradient(vector, order)  # type: ignore[union-attr]
         self._weights_seq_no = order.version
-        self._note(report.steps, report.episodes)
+        self.num_env_steps_sampled_lifetime += report.steps
         return gradient, report, time.perf_counter() - started
 
     def fragment(self, vector: Floats32, order: Order) -> tuple[Fragment, Report, float]:
@@ -81,7 +85,7 @@ class SwingEnvRunner(EnvRunner, Checkpointable):
         self.assert_healthy()
         fragment, report = self.worker.fragment(vector, order)  # type: ignore[union-attr]
         self._weights_seq_no = order.version
-        self._note(report.steps, report.episodes)
+        self.num_env_steps_sampled_lifetime += report.steps
         return fragment, report, time.perf_counter() - started
 
     def sample(
@@ -93,16 +97,17 @@ class SwingEnvRunner(EnvRunner, Checkpointable):
         force_reset: bool = False,
         **_: Any,
     ) -> list[Fragment]:
-        """Returns fragments of at least so many steps or ended episodes; one fragment if neither is given.
+        """Returns fragments of at least so many steps or ended episodes, at full costs; one if neither is given.
 
         Args:
             num_timesteps: Over all slots.
-            num_episodes: That ended.
+            num_episodes: That ended; as in a stock runner, all of them begin anew.
             explore: Draw actions or take the most probable; None: as configured.
             force_reset: Begin new episodes first.
         """
         self.assert_healthy()
-        if force_reset:
+        self.sampler.env.cost_scale = 1.0
+        if force_reset or num_episodes is not None:
             self.sampler.restart()
         explore = self.config.explore if explore is None else explore
         fragments: list[Fragment] = []
@@ -112,12 +117,14 @@ class SwingEnvRunner(EnvRunner, Checkpointable):
             fragment.version = self._weights_seq_no
             fragments.append(fragment)
             steps, episodes = steps + fragment.env_steps(), episodes + len(done.returns)
-            self._note(fragment.env_steps(), done)
+            self._steps += fragment.env_steps()
+            self.num_env_steps_sampled_lifetime += fragment.env_steps()
+            self._episodes.append(done)
             if steps >= (num_timesteps or 0) and episodes >= (num_episodes or 0):
                 return fragments
 
     def get_metrics(self) -> Any:
-        """Returns what episodes ended and how many steps were done since the last call, as a stock runner does."""
+        """Returns what `sample` saw since the last call, as a stock runner does; gradients have their own reports."""
         self.metrics.log_value(NUM_ENV_STEPS_SAMPLED, self._steps, reduce="sum")
         self.metrics.log_value(NUM_ENV_STEPS_SAMPLED_LIFETIME, self._steps, reduce="lifetime_sum")
         returns = np.concatenate([each.returns for each in self._episodes]) if self._episodes else np.empty(0)
@@ -156,7 +163,7 @@ class SwingEnvRunner(EnvRunner, Checkpointable):
     ) -> dict[str, Any]:
         """Returns weights and counters."""
         state: dict[str, Any] = {NUM_ENV_STEPS_SAMPLED_LIFETIME: self.num_env_steps_sampled_lifetime}
-        if self._check_component(COMPONENT_RL_MODULE, components, not_components):
+        if wants(self, COMPONENT_RL_MODULE, components, not_components):
             state[COMPONENT_RL_MODULE] = self.module.get_state()
             state[WEIGHTS_SEQ_NO] = self._weights_seq_no
         return state
@@ -185,9 +192,3 @@ class SwingEnvRunner(EnvRunner, Checkpointable):
         """Closes the environment."""
         if self.env is not None:
             self.env.close()
-
-    def _note(self, steps: int, episodes: Episodes) -> None:
-        self._steps += steps
-        self.num_env_steps_sampled_lifetime += steps
-        if len(episodes.returns):
-            self._episodes.append(episodes)

@@ -22,7 +22,7 @@ class ModelConfig(Config):
     """LSTM units."""
     layers: Annotated[int, Field(ge=1, le=2)] = 1
     """LSTM layers."""
-    dense: Positive = 64
+    dense: Positive = 32
     """Width of the dense layer, in which the portfolio state joins the LSTM's output."""
     attention_heads: Annotated[int, Field(ge=0)] = 0
     """Heads of causal attention over the LSTM's outputs; 0: none. They must divide `hidden`."""
@@ -98,6 +98,9 @@ class PpoConfig(Config):
     """Passes over a batch end when the policy has moved so far, in nats; None: never."""
     vtrace: bool = True
     """Asynchronous only: whether values and advantages are corrected for stale weights (Espeholt et al. 2018)."""
+    max_age: Positive = 256
+    """Asynchronous only: a fragment is dropped when more updates than this were applied since it was sampled. Each
+    worker takes `epochs` × `minibatches` gradients from a fragment, while all others' are applied."""
 
 
 class AlgorithmName(StrEnum):

@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 WEIGHTS = "weights.safetensors"
 MOST_REBUILDS = 3
 """Times that a run whose learner died is built anew and goes on from its checkpoint."""
+MOVES = 1e-3
+"""Mean change of the action from one step to the next below which a policy is said not to trade."""
 SEEDS_APART = 100_003
 """Between the seeds of a run and of its continuation, which must not see the same episodes again."""
 
@@ -67,6 +69,8 @@ class Trained:
     policy: LstmPolicy
     folder: Path
     seconds: float
+    collapsed: bool
+    """Whether the policy ended in never changing its position."""
 
 
 def train(
@@ -99,7 +103,7 @@ def train(
         save_file(arrays, out / f"{WEIGHTS}.writing")
         (out / f"{WEIGHTS}.writing").replace(out / WEIGHTS)
         shutil.rmtree(out / "checkpoint", ignore_errors=True)
-    return Trained(policy_of(out, config, scaler), out, time.monotonic() - started)
+    return Trained(policy_of(out, config, scaler), out, time.monotonic() - started, _collapsed(out))
 
 
 def policy_of(run: Path, config: RunConfig, scaler: Scaler, name: str | None = None) -> LstmPolicy:
@@ -181,6 +185,12 @@ def _run(
         return policy_arrays(algorithm.trained())
     finally:
         algorithm.stop()
+
+
+def _collapsed(out: Path) -> bool:
+    """Returns whether the last iteration's actions hardly ever changed."""
+    last = (out / "progress.jsonl").read_text(encoding="utf-8").splitlines()[-1]
+    return bool(json.loads(last)["figures"].get("moves", 1.0) < MOVES)
 
 
 def _sessions(progress: Path) -> int:
