@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.shape import shown
 
 ROOT = Path(__file__).parents[1]
-NAMES = ("features", "simulator")
+NAMES = ("features", "simulator", "training", "learning", "scaling")
 
 
 def main() -> None:
@@ -38,11 +38,30 @@ def _page(results: list[dict[str, Any]]) -> str:
             f"{result['when']}, commit {result['commit']}, {result['machine']}",
             "",
         ]
-        lines += ["| figure | median | unit |", "|---|---:|---|"]
-        lines += [f"| {k} | {shown(f['median'])} | {f['unit']} |" for k, f in result["figures"].items()]
-        lines += [f"| {k} | {ratio:.2f} | ratio |" for k, ratio in result["ratios"].items()]
+        lines += _scores(result) if "scores" in result else _figures(result)
         lines += ["", *(f"Skipped: {peer}, {why}." for peer, why in result["skipped"].items()), ""]
     return "\n".join(lines)
+
+
+def _figures(result: dict[str, Any]) -> list[str]:
+    lines = ["| figure | median | unit |", "|---|---:|---|"]
+    lines += [f"| {k} | {shown(f['median'])} | {f['unit']} |" for k, f in result["figures"].items()]
+    return lines + [f"| {k} | {ratio:.2f} | ratio |" for k, ratio in result["ratios"].items()]
+
+
+def _scores(result: dict[str, Any]) -> list[str]:
+    lines = ["| world | algorithm | score / optimum: median (seeds) | CPU-minutes, at most | CPU-seconds to 0.95 |"]
+    lines.append("|---|---|---|---:|---|")
+    for world, found in result["scores"].items():
+        for algorithm, each in found.items():
+            seeds = ", ".join(f"{s:.3f} ± {e:.3f}" for s, e in zip(each["seeds"], each["standard_errors"], strict=True))
+            passed = ", ".join("–" if s is None else f"{s:.0f}" for s in each["cpu_seconds_to_0.95"])
+            score = f"{each['median']:.3f} ({seeds})"
+            lines.append(f"| {world} | {algorithm} | {score} | {each['cpu_minutes']:.2f} | {passed} |")
+    for name, each in result["controls"].items():
+        seeds = ", ".join(f"{score:.3f}" for score in each["seeds"])
+        lines.append(f"| {name} | control | {each['median']:.3f} ({seeds}) | | |")
+    return lines
 
 
 if __name__ == "__main__":

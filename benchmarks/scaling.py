@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import ray
 import torch
 from rich.console import Console
 from rich.table import Column, Table
 
 from benchmarks.scaling_model import Cost, Costs, Design, Plan, Prediction, predict
-from benchmarks.shape import PIPED_WIDTH, Figure, figure, interleaved, parser_of, publish, shown
+from benchmarks.shape import PIPED_WIDTH, Figure, cpu_seconds, figure, interleaved, parser_of, publish, shown
 from benchmarks.training import MARKET, ORDER, PORTFOLIO, STEPS, algorithm
 from benchmarks.training_env import ShapeVectorEnv
 from benchmarks.training_peers import HIDDEN
@@ -99,7 +100,7 @@ class Computing:
     """A runner in this process, without Ray.
 
     Attributes:
-        seconds: Of each gradient.
+        seconds: Of CPU, for each gradient; of the clock they would hold what others do on the machine.
         report: The last.
         size: Numbers in a gradient.
     """
@@ -114,16 +115,16 @@ class Computing:
         self.seconds: list[float] = []
 
     def rate(self) -> float:
-        """Returns gradients per second of some, and remembers how long each took."""
+        """Returns gradients per CPU-second of some, and remembers how long each took."""
         taken = [self._compute() for _ in range(self._gradients)]
         self.seconds += taken
         return len(taken) / sum(taken)
 
     def _compute(self) -> float:
         weights = self._optimiser.vector()
-        started = time.perf_counter()
+        started = time.thread_time()
         gradient, self.report = self._worker.gradient(weights, ORDER)
-        seconds = time.perf_counter() - started
+        seconds = time.thread_time() - started
         self._optimiser.apply(gradient, 3e-4)
         self.size = gradient.size
         return seconds
@@ -260,13 +261,23 @@ class Real:
     built: ActorCritic
     stalenesses: list[float] = field(default_factory=list)
     """Mean of each `train()`."""
+    others: list[float] = field(default_factory=list)
+    """Cores that processes outside this benchmark used in each `train()`."""
 
     def gradients_per_s(self) -> float:
         """Returns the rate of one `train()`."""
-        before, started = self.built.version, time.perf_counter()
+        before, others, started = self.built.version, _others_cpu_s(), time.perf_counter()
         result = self.built.train()
+        elapsed = time.perf_counter() - started
+        self.others.append(max(0.0, _others_cpu_s() - others) / elapsed)
         self.stalenesses.append(float(result["learners"]["default_policy"]["staleness"]))
-        return (self.built.version - before) / (time.perf_counter() - started)
+        return (self.built.version - before) / elapsed
+
+
+def _others_cpu_s() -> float:
+    """Returns the CPU-seconds that this machine has given to all but this process and those below it."""
+    times = psutil.cpu_times()
+    return float(sum(times) - times.idle - times.iowait) - cpu_seconds()
 
 
 def cluster(runners: int, **changes: Any) -> Plan:
@@ -281,6 +292,8 @@ class Found:
     costs: Costs
     real: dict[int, tuple[Figure, Figure]]
     """Runners -> measured gradients per second and mean staleness."""
+    left: dict[int, float]
+    """Runners -> cores that others left to them meanwhile; the median."""
     here: dict[int, Prediction]
     """Runners -> predicted for this machine."""
     many: dict[str, dict[int, Prediction]]
@@ -304,10 +317,12 @@ def run(quick: bool) -> Found:
         rates = interleaved({"alone": computing.rate} | contestants, GRADIENTS_PER_S, runs)
         stalenesses = {n: figure(each.stalenesses[1:], STALENESS) for n, each in real.items()}
         costs = measured(computing, real[1].built, quick)
+    left = {n: len(os.sched_getaffinity(0)) - statistics.median(each.others[1:]) for n, each in real.items()}
     return Found(
         costs,
         {n: (rates[str(n)], stalenesses[n]) for n in CHECKED},
-        {n: predict(costs, Plan(n, cores=len(os.sched_getaffinity(0)))) for n in CHECKED},
+        left,
+        {n: predict(costs, Plan(n, cores=max(0.1, left[n]))) for n in CHECKED},
         {name: {n: predict(costs, cluster(n, **changes)) for n in plans} for name, changes in VARIANTS.items()},
         {n: predict(costs, cluster(n, max_staleness=BOUND)) for n in plans},
     )
@@ -318,7 +333,7 @@ def figures_of(found: Found) -> tuple[dict[str, Figure], dict[str, float]]:
     costs = found.costs
     figures = {
         "gradient_bytes": figure([costs.gradient_bytes], "bytes"),
-        "compute_ms": figure([1e3 * seconds for seconds in costs.compute_s], "ms a fragment and gradient"),
+        "compute_ms": figure([1e3 * seconds for seconds in costs.compute_s], "CPU-ms a fragment and gradient"),
         **{name: figure([1e3 * seconds], f"ms, {what}") for name, (seconds, what) in _parts(costs).items() if seconds},
     }
     ratios = {}
@@ -326,6 +341,7 @@ def figures_of(found: Found) -> tuple[dict[str, Figure], dict[str, float]]:
         told = found.here[n]
         figures |= {
             f"measured_gradients_per_s_{n}": rate,
+            f"cores_left_by_others_{n}": figure([found.left[n]], "cores"),
             f"predicted_gradients_per_s_{n}": figure([told.gradients_per_s], GRADIENTS_PER_S),
         }
         ratios[f"predicted_vs_measured_{n}"] = told.gradients_per_s / rate["median"]
@@ -382,12 +398,13 @@ def _parts(costs: Costs) -> dict[str, tuple[float, str]]:
 def show(found: Found) -> None:
     """Prints the tables that `docs/scaling.md` quotes."""
     console = Console(width=PIPED_WIDTH)
-    checks = Table("runners", "measured /s", "predicted /s", "error", "staleness", "predicted", title="on this machine")
+    names = ("runners", "cores left", "measured /s", "predicted /s", "error", "staleness", "predicted")
+    checks = Table(*names, title="on this machine")
     for n, (rate, staleness) in found.real.items():
         told = found.here[n]
         error = f"{told.gradients_per_s / rate['median'] - 1:+.1%}"
         cells = (f"{rate['median']:.2f}", f"{told.gradients_per_s:.2f}", error)
-        checks.add_row(str(n), *cells, f"{staleness['median']:.2f}", f"{told.staleness:.2f}")
+        checks.add_row(str(n), f"{found.left[n]:.2f}", *cells, f"{staleness['median']:.2f}", f"{told.staleness:.2f}")
     console.print(checks)
     for name, by_runners in found.many.items():
         console.print(_table(f"{name}; staleness unbounded", by_runners))

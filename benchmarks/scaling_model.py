@@ -38,7 +38,7 @@ class Costs:
     Attributes:
         gradient_bytes: Of a gradient, and of the weights.
         fragment_steps: Environment steps of one fragment, over all slots of a runner.
-        compute_s: A runner's seconds per fragment and its gradient, as measured; drawn from with replacement.
+        compute_s: A runner's CPU-seconds per fragment and its gradient, as measured; drawn from with replacement.
         call: Ray's part of a request beside the driver's thread; charged to the runner.
         wait_s: Driver: a look at who has answered.
         wait_per_runner_s: The same, for each runner whose answer is awaited.
@@ -86,7 +86,7 @@ class Plan:
 
     Attributes:
         runners: Of one process each.
-        cores: That runners and driver share equally; None: one for each, as on a cluster.
+        cores: That runners and driver share equally, less what others use; None: one for each, as on a cluster.
         bytes_per_s: Each way, of the link of each node that applies gradients.
         latency_s: Of the network, one way.
         accumulate: Fragments per gradient.
@@ -96,7 +96,7 @@ class Plan:
     """
 
     runners: int
-    cores: int | None = None
+    cores: float | None = None
     bytes_per_s: float = math.inf
     latency_s: float = 0.0
     accumulate: int = 1

@@ -11,7 +11,7 @@ import pytest
 from benchmarks import simulator
 from benchmarks.peers import PEERS
 from envs.costs import Costs
-from product import ROOT
+from product import ROOT, environment
 
 CARRIES = {
     "features": ({"rows_per_cpu_s", "peak_memory_over_panel"}, {"vs_talib_pandas", "vs_pandas_ta_classic"}),
@@ -24,6 +24,46 @@ CARRIES = {
         {"vs_gym_anytrading", "vs_gym_trading_env", "vs_finrl", "symbols_50_vs_10", "numpy_sums_per_slot_step"},
     ),
 }
+
+
+LEARNING_RATIOS = {
+    *("a3c_vs_ceiling_b64", "a3c_vs_ceiling_b256", "a3c_bf16_vs_ceiling_b64", "a3c_bf16_vs_ceiling_b256"),
+    *("a3c_two_runners_vs_two_ceilings", "a3c_vs_rllib", "a3c_vs_sb3", "ppo4_vs_rllib", "ppo4_vs_sb3"),
+    *("async_ppo_vs_ppo", "straggler_a3c", "straggler_ppo"),
+}
+
+
+def _printed(*command):
+    """Returns the JSON object that a benchmark prints last; nothing that it started outlives it."""
+    contained = [sys.executable, str(ROOT / "scripts" / "contained.py"), "--", sys.executable, "-m"]
+    done = subprocess.run(
+        [*contained, *command, "--quick", "--json", "-"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        env=environment(),
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.ray
+def test_training_benchmark_carries_every_figure_and_ratio_or_says_why_not():
+    told = _printed("benchmarks.training")
+    figures = {"ceiling_b64", "a3c_b64", "ceiling_b256", "a3c_b256", "a3c_two_runners", "ppo1", "ppo4", "single_file"}
+    assert figures | {"rllib_ppo1", "rllib_ppo4", "sb3_ppo1", "sb3_ppo4"} <= set(told["figures"])
+    assert set(told["ratios"]) | set(told["skipped"]) >= LEARNING_RATIOS
+    assert all(ratio > 0 for ratio in told["ratios"].values())
+
+
+@pytest.mark.ray
+def test_learning_benchmark_scores_what_it_is_asked_for():
+    told = _printed("benchmarks.learning", "--world", "prop", "--set", "q=.9", "sd=.25", "--algo", "a3c")
+    found = told["scores"]["prop"]["a3c"]
+    assert len(found["seeds"]) == 1
+    assert found["median"] == found["seeds"][0]
+    assert found["cpu_minutes"] > 0
+    assert found["staleness"] >= 0
 
 
 @pytest.mark.parametrize("name", CARRIES)

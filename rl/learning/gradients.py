@@ -365,10 +365,12 @@ def learn(
         optimiser.adam.zero_grad()
         torch.autograd.backward(loss.total)
         norm = optimiser.apply(flat([p.grad for p in optimiser.parameters if p.grad is not None]), lr)
-        refused += not np.isfinite(norm)
-        rows.append({**loss_figures(loss), "gradient_norm": norm})
+        if np.isfinite(norm):
+            rows.append({**loss_figures(loss), "gradient_norm": norm})
+        else:
+            refused += 1
         if recipe.target_kl is not None and float(loss.kl) > recipe.target_kl:
             break
-    figures = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    figures = {name: float(np.mean([row[name] for row in rows])) for name in (rows[0] if rows else ())}
     figures["explained_variance"] = explained_variance(whole.values, targets)
-    return figures, len(rows) - refused, refused
+    return figures, len(rows), refused

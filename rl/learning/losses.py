@@ -117,7 +117,7 @@ def actor_critic_loss(
         targets: Of the values, a constant.
         weights: Of the terms.
     """
-    if weights.normalise:
+    if weights.normalise and advantages.numel() > 1:
         advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
     move = log_likelihoods - acted
     ratios = move.exp()
