@@ -14,7 +14,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -28,7 +28,7 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.shape import PIPED_WIDTH, cpu_seconds, emit, parser_of, process_lines
-from data_pipeline.config import with_overrides
+from data_pipeline.config import set_path, with_overrides
 from data_pipeline.errors import one_line_errors
 from envs.contract import ActionKind, Bools, Floats, Floats32
 from envs.optimum import OptimalPolicy, optimum
@@ -39,7 +39,7 @@ from rl.learning.gradients import A3cWorker, Optimiser, Order, Recipe, adam_of
 from rl.learning.network import State, SwingNet
 from rl.learning.progress import Moments, falling, rising
 from rl.learning.rollout import Sampler
-from rl.learning.settings import EngineConfig, ModelConfig
+from rl.learning.settings import EngineConfig
 
 BURN_IN = 300
 PATHS = 10_000
@@ -56,7 +56,7 @@ DIAGNOSTICS: dict[str, dict[str, Any]] = {
     for lag in (5, 20)
 }
 ASYNC_WORLDS = ("prop", "hmm")
-STEPS = {"a3c": 4_000_000, "ppo": 2_000_000, "async-ppo": 2_000_000}
+STEPS = {"a3c": 5_000_000, "ppo": 3_000_000, "async-ppo": 3_000_000}
 """Budgets in environment steps: each run ends well within three minutes of CPU."""
 
 
@@ -82,8 +82,15 @@ def settings_of(algorithm: str, world: WorldEnvConfig, seed: int, steps: int | N
     continuous = world.action is ActionKind.CONTINUOUS
     return EngineConfig.of(
         {
-            "model": {"hidden": 32, "bptt_sessions": 32, "action_deviation": 0.1},
-            "learn": {"lr": 0.0015 if algorithm == "a3c" else 0.001, "entropy": 0.0 if continuous else 0.01},
+            "model": {"hidden": 32, "bptt_sessions": 64, "action_deviation": 0.1},
+            "learn": {
+                "lr": 0.003 if algorithm == "a3c" else 0.001,
+                "lr_fall": 0.8,
+                "grad_clip": 5.0,
+                "gae_lambda": 0.97 if continuous else 0.95,
+                "entropy": 0.0 if continuous else 0.01,
+                "cost_rise": 0.0 if continuous else 0.5,
+            },
             "ppo": {"epochs": 2, "minibatches": 4},
             "train": {
                 "algorithm": algorithm,
@@ -202,34 +209,59 @@ class Memoryless(SwingNet):
         return told.reshape(*market.shape[:2], -1), state
 
 
-def control(world: WorldEnvConfig, seed: int, steps: int, kind: type[SwingNet], cost_rise: float = 0.5) -> float:
-    """Returns the score of a policy that lacks something, trained in this process by the same steps as A3C's."""
+def alone(settings: EngineConfig, world: WorldEnvConfig, kind: type[SwingNet] = SwingNet) -> SwingNet:
+    """Returns a network trained by one A3C worker and the optimiser in this process.
+
+    Args:
+        settings: Of the training.
+        world: Trained on.
+        kind: `SwingNet`, or one that lacks something.
+    """
+    learn, fragment, steps, seed = (
+        settings.learn,
+        settings.model.bptt_sessions,
+        settings.train.steps,
+        settings.train.seed,
+    )
     torch.manual_seed(seed)
-    env = WorldVectorEnv(64, world, AutoresetMode.SAME_STEP)
-    net = kind(1, world.action, ModelConfig(hidden=32), len(env.portfolio_features))
-    worker = A3cWorker(Sampler(net, env, seed), Recipe(32, normalise=False), seed)
-    optimiser, moments, done = Optimiser(net, adam_of(net), 0.5), Moments(), 0
+    env = WorldVectorEnv(settings.train.envs_per_runner, world, AutoresetMode.SAME_STEP)
+    net = kind(1, world.action, settings.model, len(env.portfolio_features))
+    recipe = Recipe(fragment, learn.gamma, learn.gae_lambda, learn.value_weight, normalise=learn.normalise_advantages)
+    worker = A3cWorker(Sampler(net, env, seed), recipe, seed)
+    optimiser, moments, done = Optimiser(net, adam_of(net), learn.grad_clip), Moments(), 0
     while done < steps:
         spent = done / steps
-        order = Order(0, rising(spent, cost_rise), moments.scale, 0.01)
+        order = Order(0, rising(spent, learn.cost_rise), moments.scale, learn.entropy)
         gradient, report = worker.gradient(optimiser.vector(), order)
-        optimiser.apply(gradient, 1.5e-3 * falling(spent, 0.5))
+        optimiser.apply(gradient, learn.lr * falling(spent, learn.lr_fall))
         done, moments = done + report.steps, moments.merged(report.moments)
-    return score(net, world, 256, 600)[0]
+    return net
 
 
 def controls(seeds: int, steps: int) -> dict[str, dict[str, Any]]:
     """Returns the scores of policies that must fail, as theory says."""
-    blind = WorldEnvConfig.of({**WORLDS["prop"], "show_position": False}, "control")
-    hmm = WorldEnvConfig.of(WORLDS["hmm"], "control")
-    prop = WorldEnvConfig.of(WORLDS["prop"], "control")
-    contestants: dict[str, Callable[[int], float]] = {
-        "prop, position hidden (at most 0.55)": lambda seed: control(blind, seed, steps, SwingNet),
-        "hmm, no memory (at most 0.10)": lambda seed: control(hmm, seed, steps, Memoryless),
-        "prop, full costs from the first step (collapses to 0)": lambda seed: control(prop, seed, steps, SwingNet, 0.0),
+    prop, blind = WORLDS["prop"], {**WORLDS["prop"], "show_position": False}
+    contestants: dict[str, tuple[dict[str, Any], type[SwingNet], dict[str, Any]]] = {
+        "prop, neither position nor memory (at most 0.55)": (blind, Memoryless, {}),
+        "hmm, no memory (at most 0.10)": (WORLDS["hmm"], Memoryless, {}),
+        "prop, full costs from the first step (collapses to 0)": (prop, SwingNet, {"learn.cost_rise": 0.0}),
+        "prop, position hidden, with memory (may follow its own position)": (blind, SwingNet, {}),
     }
-    found = {name: [run(seed) for seed in range(seeds)] for name, run in contestants.items()}
-    return {name: {"median": statistics.median(scores), "seeds": scores} for name, scores in found.items()}
+    found: dict[str, dict[str, Any]] = {}
+    for name, (tree, kind, changes) in contestants.items():
+        world = WorldEnvConfig.of(tree, "control")
+        nets = [alone(changed(settings_of("a3c", world, seed, steps), changes), world, kind) for seed in range(seeds)]
+        scores = [score(net, world, 1024, 600)[0] for net in nets]
+        found[name] = {"median": statistics.median(scores), "seeds": scores}
+    return found
+
+
+def changed(settings: EngineConfig, changes: Mapping[str, Any]) -> EngineConfig:
+    """Returns the settings with dotted paths replaced."""
+    tree = settings.tree()
+    for path, value in changes.items():
+        set_path(tree, path, value)
+    return EngineConfig.of(tree, "benchmark")
 
 
 def summary(runs: list[Run]) -> dict[str, Any]:

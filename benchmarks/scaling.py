@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from benchmarks.scaling_model import Cost, Costs, Design, Plan, Prediction, predict
-from benchmarks.shape import PIPED_WIDTH, Figure, cpu_seconds, figure, interleaved, parser_of, publish, shown
+from benchmarks.shape import Figure, cpu_seconds, figure, interleaved, parser_of, publish, shown
 from benchmarks.training import MARKET, ORDER, PORTFOLIO, STEPS, algorithm
 from benchmarks.training_env import ShapeVectorEnv
 from benchmarks.training_peers import HIDDEN
@@ -48,7 +48,9 @@ ASSUMED_BYTES_PER_S = 10e9 / 8
 ASSUMED_LATENCY_S = 0.2e-3
 """Of the network, one way. Assumed, not measured."""
 BOUND = 32
-"""The product's default `max_staleness`."""
+"""A bound on staleness that does not grow with the runners, to show why the product's does."""
+WIDTH = 140
+"""Columns of the tables of predictions."""
 LARGER = 8
 """Times the bytes of the second point that costs per byte are taken from."""
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -397,7 +399,7 @@ def _parts(costs: Costs) -> dict[str, tuple[float, str]]:
 
 def show(found: Found) -> None:
     """Prints the tables that `docs/scaling.md` quotes."""
-    console = Console(width=PIPED_WIDTH)
+    console = Console(width=WIDTH)
     names = ("runners", "cores left", "measured /s", "predicted /s", "error", "staleness", "predicted")
     checks = Table(*names, title="on this machine")
     for n, (rate, staleness) in found.real.items():

@@ -62,7 +62,7 @@ class A3C(ActorCritic):
         """Applies one gradient, unless it is too old or not finite."""
         staleness = self.version - report.version
         figures = {"staleness": float(staleness), "age_of_data": float(self.version - report.acted)}
-        if staleness > self.config.max_staleness:
+        if staleness > self.config.max_staleness * max(self.crew_size, 1):
             self.counters["stale"] += 1
         else:
             step = self.step_size / max(staleness, 1) if self.config.staleness_aware else self.step_size

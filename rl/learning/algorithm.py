@@ -72,7 +72,7 @@ class ActorCriticConfig(AlgorithmConfig):
         self.cost_rise = 0.5
         self.scale_rewards = True
         self.normalise_advantages = False
-        self.max_staleness = 32
+        self.max_staleness = 16
         self.total_steps = 100_000
         self.iteration_steps = 8192
         self.request_timeout_s = 120.0

@@ -77,8 +77,9 @@ class LearnConfig(Config):
 class A3cConfig(Config):
     """Asynchronous advantage actor-critic (Mnih et al. 2016); its bounds hold for asynchronous PPO too."""
 
-    max_staleness: Annotated[int, Field(ge=0)] = 32
-    """A gradient is dropped when more updates than this were applied since its weights were sent."""
+    max_staleness: Annotated[int, Field(ge=0)] = 16
+    """A gradient is dropped when more updates than this, for each worker there is, were applied since its weights were
+    sent. Where all are equally fast it is one less than the number of workers."""
     staleness_aware: bool = False
     """Whether the step size of a gradient is divided by its staleness (Zhang et al. 2016)."""
     request_timeout_s: PositiveFloat = 120.0
