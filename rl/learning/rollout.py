@@ -204,17 +204,13 @@ class Sampler:
             cut = np.flatnonzero(truncated[t])
             finals.append((t, cut, acting.after(t)[cut], infos["final_obs"][cut, split:]))
             if t + 1 == steps:
-                after = after.put(torch.from_numpy(slots), net.zero_state(len(slots)))
                 continue
             rest = env.market_ahead(steps - t, slots)
             pieces.append(_Piece(t + 1, slots, *self._drive(rest, net.zero_state(len(slots)))))
             acting.replace(t + 1, slots, pieces[-1])
             market[t + 1 :, slots] = rest
             starts[t + 1, slots] = True
-        for piece in pieces:
-            ongoing = np.flatnonzero(~starts[piece.begin + 1 :, piece.slots].any(axis=0) & ~self._fresh[piece.slots])
-            after = after.put(torch.from_numpy(piece.slots[ongoing]), piece.state.at(torch.from_numpy(ongoing)))
-        self._state = after
+        self._state = self._carried(after, pieces, starts)
         outputs, values = net.heads(_joined(drive, pieces), torch.from_numpy(portfolio))
         likelihoods, entropies = net.judge(permitted(outputs, allowed), torch.from_numpy(actions))
         fragment = Fragment(
@@ -232,6 +228,14 @@ class Sampler:
             allowed=allowed,
         )
         return fragment, Forward(likelihoods, values, entropies), self._episodes(rewards, terminated | truncated)
+
+    def _carried(self, after: State, pieces: list[_Piece], starts: Bools) -> State:
+        """Returns the state to go on with: that of each slot's last piece, and zero where an episode just ended."""
+        for piece in pieces:
+            ongoing = np.flatnonzero(~starts[piece.begin + 1 :, piece.slots].any(axis=0))
+            after = after.put(torch.from_numpy(piece.slots[ongoing]), piece.state.at(torch.from_numpy(ongoing)))
+        ended = torch.from_numpy(np.flatnonzero(self._fresh))
+        return after.put(ended, self.net.zero_state(len(ended))) if len(ended) else after
 
     def _episodes(self, rewards: Floats32, ended: Bools) -> Episodes:
         """Returns the episodes that ended, slot by slot, and carries the rest on."""
