@@ -29,7 +29,7 @@ from torch import Tensor
 
 from benchmarks.shape import PIPED_WIDTH, cpu_seconds, emit, parser_of, process_lines
 from data_pipeline.config import set_path, with_overrides
-from data_pipeline.errors import one_line_errors
+from data_pipeline.errors import ConfigError, one_line_errors
 from envs.contract import ActionKind, Bools, Floats, Floats32
 from envs.optimum import OptimalPolicy, optimum
 from envs.worlds import WorldEnvConfig, WorldVectorEnv
@@ -280,7 +280,7 @@ def summary(runs: list[Run]) -> dict[str, Any]:
 
 def _asked() -> argparse.Namespace:
     parser = parser_of(__doc__.splitlines()[0])
-    parser.add_argument("--world", help="prop, hmm, gp, delay or noise; none: the whole table")
+    parser.add_argument("--world", help="prop, hmm, hmm2, gp or delay; none: the whole table")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="world parameters")
     parser.add_argument("--algo", choices=list(STEPS), help="none: A3C and PPO, asynchronous PPO on prop and hmm")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each")
@@ -290,6 +290,8 @@ def _asked() -> argparse.Namespace:
 
 def _plan(options: argparse.Namespace) -> list[tuple[str, Mapping[str, Any], list[str]]]:
     """Returns (name, settings of the world, algorithms)."""
+    if options.world == "noise":
+        raise ConfigError("--world noise: nothing can be earned there, so there is no score; choose another")
     if options.world:
         known = WORLDS.get(options.world, {"world": {"name": options.world}})
         tree = {**known, "world": with_overrides(dict(known["world"]), options.set)}

@@ -178,7 +178,7 @@ def stragglers(steps: int, runs: int) -> dict[str, Figure]:
 def main() -> None:
     """Measures and publishes."""
     options = arguments(__doc__.splitlines()[0])
-    runs, seconds, steps = (1, 0.05, 2_000) if options.quick else (5, 2.0, 200_000)
+    runs, seconds, steps = (1, 0.05, 2_000) if options.quick else (5, 1.5, 120_000)
     with ray_session(cpus=16):
         quiet()
         peers, skipped = contestants(options.quick)

@@ -65,7 +65,7 @@ class ActorCriticConfig(AlgorithmConfig):
         self.lr = 1e-3
         self.gamma = 0.97
         self.grad_clip = 0.5
-        self.lambda_ = 0.9
+        self.lambda_ = 0.95
         self.entropy_coeff = 0.005
         self.vf_loss_coeff = 0.5
         self.lr_fall = 0.5

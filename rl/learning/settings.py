@@ -57,7 +57,7 @@ class LearnConfig(Config):
     """The step size falls linearly to 0 over this last share of the budget."""
     gamma: Share = 0.97
     """Discount per session; 0.97 looks about 33 sessions ahead."""
-    gae_lambda: Share = 0.9
+    gae_lambda: Share = 0.95
     """λ of generalised advantage estimation; 1 gives the n-step returns of the A3C paper, n to the fragment's end."""
     entropy: NonNegative = 0.005
     """Weight of the entropy bonus."""

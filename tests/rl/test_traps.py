@@ -477,7 +477,7 @@ def test_rllib_update_with_numpy_forgets_the_padding_and_ours_refuses(algorithm)
 def test_ppo_defaults_of_rllib_surprise_and_ours_are_the_settings_ones():
     stock, ours = StockPPOConfig(), tiny(algorithm="ppo")
     assert (stock.lambda_, stock.num_epochs, stock.vf_clip_param, stock.use_kl_loss) == (1.0, 30, 10.0, True)
-    assert (ours.recipe().lambda_, ours.recipe().epochs, ours.recipe().minibatches) == (0.9, 4, 4)
+    assert (ours.recipe().lambda_, ours.recipe().epochs, ours.recipe().minibatches) == (0.95, 4, 4)
 
 
 # 17: a first result without the metric; mutated values that a restore overwrites
