@@ -56,7 +56,7 @@ DIAGNOSTICS: dict[str, dict[str, Any]] = {
     for lag in (5, 20)
 }
 ASYNC_WORLDS = ("prop", "hmm")
-STEPS = {"a3c": 5_000_000, "ppo": 3_000_000, "async-ppo": 3_000_000}
+STEPS = {"a3c": 4_000_000, "ppo": 3_000_000, "async-ppo": 2_000_000}
 """Budgets in environment steps: each run ends well within three minutes of CPU."""
 
 
