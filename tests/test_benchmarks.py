@@ -48,6 +48,7 @@ def _printed(*command):
 
 
 @pytest.mark.ray
+@pytest.mark.timeout(1800)
 def test_training_benchmark_carries_every_figure_and_ratio_or_says_why_not():
     told = _printed("benchmarks.training")
     figures = {"ceiling_b64", "a3c_b64", "ceiling_b256", "a3c_b256", "a3c_two_runners", "ppo1", "ppo4", "single_file"}
@@ -57,6 +58,7 @@ def test_training_benchmark_carries_every_figure_and_ratio_or_says_why_not():
 
 
 @pytest.mark.ray
+@pytest.mark.timeout(1800)
 def test_learning_benchmark_scores_what_it_is_asked_for():
     told = _printed("benchmarks.learning", "--world", "prop", "--set", "q=.9", "sd=.25", "--algo", "a3c")
     found = told["scores"]["prop"]["a3c"]

@@ -157,6 +157,7 @@ def test_staleness_bound_keeps_about_as_many_runners_useful_as_it_allows_version
 
 
 @pytest.mark.ray
+@pytest.mark.timeout(1800)
 def test_scaling_benchmark_prints_the_shape_that_all_share(tmp_path):
     plot = tmp_path / "plot.svg"
     done = subprocess.run(
