@@ -15,7 +15,11 @@ from rl.learning.progress import rising
 from rl.learning.settings import EngineConfig
 from tiny import built
 
-pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.timeout(1800),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
 
 STEPS, SLOTS, FRAGMENT, MINIBATCHES, EPOCHS = 200_000, 32, 32, 2, 3
 LR, CLIP, VALUE, ENTROPY, LAMBDA, GAMMA, NORM = 2e-3, 0.2, 0.5, 0.01, 0.95, 0.97, 5.0
