@@ -89,6 +89,7 @@ def settings_of(algorithm: str, world: WorldEnvConfig, seed: int, steps: int | N
                 "gae_lambda": 0.97 if continuous else 0.95,
                 "entropy": 0.0 if continuous else 0.01,
                 "cost_rise": 0.0 if continuous else 0.5,
+                "normalise_advantages": False,
             },
             "ppo": {"epochs": 2, "minibatches": 4},
             "train": {

@@ -71,7 +71,7 @@ class ActorCriticConfig(AlgorithmConfig):
         self.lr_fall = 0.5
         self.cost_rise = 0.5
         self.scale_rewards = True
-        self.normalise_advantages = False
+        self.normalise_advantages = True
         self.max_staleness = 16
         self.total_steps = 100_000
         self.iteration_steps = 8192

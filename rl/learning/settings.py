@@ -71,7 +71,8 @@ class LearnConfig(Config):
     scale_rewards: bool = True
     """Whether rewards are divided by the running deviation of the discounted return."""
     normalise_advantages: bool = True
-    """Whether advantages get mean 0 and deviation 1 in each batch."""
+    """Whether advantages get mean 0 and deviation 1 in each batch. Without, the policy learns more slowly where returns
+    are mostly noise, and more exactly where they are not."""
 
 
 class A3cConfig(Config):
