@@ -19,6 +19,8 @@ pytestmark = [
     pytest.mark.ray,
     pytest.mark.timeout(1800),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    # RLlib registers one name with Gymnasium for every stock runner that it makes.
+    pytest.mark.filterwarnings("ignore:.*Overriding environment rllib-single-agent-env-v0"),
 ]
 
 STEPS, SLOTS, FRAGMENT, MINIBATCHES, EPOCHS = 200_000, 32, 32, 2, 3
