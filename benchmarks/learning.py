@@ -295,8 +295,6 @@ def _plan(options: argparse.Namespace) -> list[tuple[str, Mapping[str, Any], lis
     if options.world:
         known = WORLDS.get(options.world, {"world": {"name": options.world}})
         tree = {**known, "world": with_overrides(dict(known["world"]), options.set)}
-        if options.world == "gp":
-            tree["action"] = "continuous"
         if options.world == "delay":
             tree["show_position"] = False
         return [(options.world, tree, [options.algo] if options.algo else ["a3c", "ppo"])]

@@ -26,7 +26,7 @@ CARRIES = {
 }
 
 
-LEARNING_RATIOS = {
+TRAINING_RATIOS = {
     *("a3c_vs_ceiling_b64", "a3c_vs_ceiling_b256", "a3c_bf16_vs_ceiling_b64", "a3c_bf16_vs_ceiling_b256"),
     *("a3c_two_runners_vs_two_ceilings", "a3c_vs_rllib", "a3c_vs_sb3", "ppo4_vs_rllib", "ppo4_vs_sb3"),
     *("async_ppo_vs_ppo", "straggler_a3c", "straggler_ppo"),
@@ -53,7 +53,7 @@ def test_training_benchmark_carries_every_figure_and_ratio_or_says_why_not():
     told = _printed("benchmarks.training")
     figures = {"ceiling_b64", "a3c_b64", "ceiling_b256", "a3c_b256", "a3c_two_runners", "ppo1", "ppo4", "single_file"}
     assert figures | {"rllib_ppo1", "rllib_ppo4", "sb3_ppo1", "sb3_ppo4"} <= set(told["figures"])
-    assert set(told["ratios"]) | set(told["skipped"]) >= LEARNING_RATIOS
+    assert set(told["ratios"]) | set(told["skipped"]) >= TRAINING_RATIOS
     assert all(ratio > 0 for ratio in told["ratios"].values())
 
 

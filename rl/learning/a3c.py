@@ -10,7 +10,6 @@ import time
 from typing import Any
 
 import numpy as np
-from ray.rllib.algorithms.algorithm_config import NotProvided
 
 from rl.learning.algorithm import ActorCritic, ActorCriticConfig
 from rl.learning.gradients import A3cWorker, Report
@@ -23,19 +22,10 @@ class A3CConfig(ActorCriticConfig):
 
     def __init__(self, algo_class: type | None = None) -> None:
         super().__init__(algo_class=algo_class or A3C)
-        self.staleness_aware = False
-
-    def training(self, *, staleness_aware: bool = NotProvided, **kwargs: Any) -> A3CConfig:
-        """Sets what learning needs; see `rl.learning.settings.A3cConfig`."""
-        super().training(**kwargs)
-        self._set({"staleness_aware": staleness_aware})
-        return self
 
 
 class A3C(ActorCritic):
     """Applies gradients on arrival."""
-
-    config: A3CConfig
 
     @classmethod
     def get_default_config(cls) -> ActorCriticConfig:
@@ -50,12 +40,12 @@ class A3C(ActorCritic):
                 self._take(0, *self.env_runner.gradient(self.weights(), self.order()))
                 continue
             for worker in list(self.crew.idle):
-                self.crew.ask(worker, "gradient", self.weights(), self.order())
+                self.ask(worker, "gradient")
             for answer in self.crew.answers():
                 self._take(answer.worker, *answer.value)
                 # With newer weights than the next answer in line would leave it: ask at once, wait for none.
                 if answer.worker in self.crew.idle:
-                    self.crew.ask(answer.worker, "gradient", self.weights(), self.order())
+                    self.ask(answer.worker, "gradient")
         self.publish(started, self.steps - before)
 
     def _take(self, worker: int, gradient: Any, report: Report, seconds: float) -> None:

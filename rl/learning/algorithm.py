@@ -38,6 +38,7 @@ from rl.learning.module import SwingModule
 from rl.learning.network import SwingNet, load_flat
 from rl.learning.progress import Moments, falling, rising
 from rl.learning.runner import SwingEnvRunner
+from rl.learning.settings import EngineConfig
 
 REMEMBERED_EPISODES = 100
 _PROGRESS = "swing_progress"
@@ -58,24 +59,27 @@ class ActorCriticConfig(AlgorithmConfig):
 
     def __init__(self, algo_class: type | None = None) -> None:
         super().__init__(algo_class=algo_class)
+        defaults = EngineConfig()
+        amount, learn, a3c = defaults.train, defaults.learn, defaults.a3c
         self.env_runner_cls = SwingEnvRunner
-        self.num_env_runners = 2
-        self.num_envs_per_env_runner = 32
-        self.rollout_fragment_length = 32
-        self.lr = 1e-3
-        self.gamma = 0.97
-        self.grad_clip = 0.5
-        self.lambda_ = 0.95
-        self.entropy_coeff = 0.005
-        self.vf_loss_coeff = 0.5
-        self.lr_fall = 0.5
-        self.cost_rise = 0.5
-        self.scale_rewards = True
-        self.normalise_advantages = True
-        self.max_staleness = 16
-        self.total_steps = 100_000
-        self.iteration_steps = 8192
-        self.request_timeout_s = 120.0
+        self.num_env_runners = amount.env_runners
+        self.num_envs_per_env_runner = amount.envs_per_runner
+        self.rollout_fragment_length = defaults.model.bptt_sessions
+        self.lr = learn.lr
+        self.gamma = learn.gamma
+        self.grad_clip = learn.grad_clip
+        self.lambda_ = learn.gae_lambda
+        self.entropy_coeff = learn.entropy
+        self.vf_loss_coeff = learn.value_weight
+        self.lr_fall = learn.lr_fall
+        self.cost_rise = learn.cost_rise
+        self.scale_rewards = learn.scale_rewards
+        self.normalise_advantages = learn.normalise_advantages
+        self.max_staleness = a3c.max_staleness
+        self.staleness_aware = a3c.staleness_aware
+        self.request_timeout_s = a3c.request_timeout_s
+        self.total_steps = amount.steps
+        self.iteration_steps = amount.iteration_steps
         self.min_time_s_per_iteration = 0
         self.restart_failed_env_runners = True
         self.delay_between_env_runner_restarts_s = 0.0
@@ -92,6 +96,7 @@ class ActorCriticConfig(AlgorithmConfig):
         scale_rewards: bool = NotProvided,
         normalise_advantages: bool = NotProvided,
         max_staleness: int = NotProvided,
+        staleness_aware: bool = NotProvided,
         total_steps: int = NotProvided,
         iteration_steps: int = NotProvided,
         request_timeout_s: float = NotProvided,
@@ -197,6 +202,10 @@ class ActorCritic(Algorithm):
     def step_size(self) -> float:
         """Adam's, at this point of the budget."""
         return float(self.config.lr) * falling(self.steps / self.config.total_steps, self.config.lr_fall)
+
+    def ask(self, worker: int, method: str) -> None:
+        """Sends a request with the newest weights and the schedules' present values to an idle worker."""
+        self.crew.ask(worker, method, self.weights(), self.order())
 
     def weights(self) -> Any:
         """Returns the newest weights for a request: a reference, put once per version, if workers are remote."""

@@ -89,6 +89,7 @@ def algorithm_config(settings: EngineConfig, context: Mapping[str, Any], seed: i
         scale_rewards=learn.scale_rewards,
         normalise_advantages=learn.normalise_advantages,
         max_staleness=settings.a3c.max_staleness,
+        staleness_aware=settings.a3c.staleness_aware,
         request_timeout_s=settings.a3c.request_timeout_s,
         total_steps=amount.steps,
         iteration_steps=min(amount.iteration_steps, amount.steps),
@@ -99,7 +100,7 @@ def algorithm_config(settings: EngineConfig, context: Mapping[str, Any], seed: i
 
 def _algorithm(settings: EngineConfig) -> ActorCriticConfig:
     if settings.train.algorithm is AlgorithmName.A3C:
-        return A3CConfig().training(staleness_aware=settings.a3c.staleness_aware)
+        return A3CConfig()
     ppo = settings.ppo
     config = PPOConfig() if settings.train.algorithm is AlgorithmName.PPO else AsyncPPOConfig()
     return config.training(
@@ -109,7 +110,6 @@ def _algorithm(settings: EngineConfig) -> ActorCriticConfig:
         target_kl=ppo.target_kl,
         vtrace=ppo.vtrace,
         max_age=ppo.max_age,
-        staleness_aware=settings.a3c.staleness_aware,
     )
 
 

@@ -59,7 +59,7 @@ class Recipe:
 
     steps: int
     gamma: float = 0.97
-    lambda_: float = 0.9
+    lambda_: float = 0.95
     value: float = 0.5
     clip: float = 0.2
     epochs: int = 4
@@ -71,7 +71,7 @@ class Recipe:
 
     def weights(self, entropy: float) -> Weights:
         """Returns the weights of the loss."""
-        return Weights(self.gamma, self.lambda_, entropy, self.value, self.clip, self.vtrace, self.normalise)
+        return Weights(entropy, self.value, self.clip, self.normalise)
 
 
 class GradientWorker(ABC):
@@ -128,15 +128,7 @@ class A3cWorker(GradientWorker):
         figures = self._move()
         fragment, forward, report = self._sample(order, grad=True)
         advantages, targets = advantages_of(fragment, self.recipe)
-        loss = actor_critic_loss(
-            forward.log_likelihoods,
-            forward.log_likelihoods.detach(),
-            forward.values,
-            forward.entropies,
-            torch.from_numpy(advantages),
-            torch.from_numpy(targets),
-            self.recipe.weights(order.entropy),
-        )
+        loss = loss_of(forward, fragment, advantages, targets, self.recipe.weights(order.entropy))
         vector = self._gradient(loss.total)
         self._last = fragment
         figures |= report.figures | {
@@ -184,11 +176,11 @@ class AsyncPpoWorker(GradientWorker):
         return self._gradient(loss.total), report._replace(acted=self._kept.version, figures=figures)
 
     def _loss(self, fragment: Fragment, columns: Ints, order: Order) -> tuple[Loss, float]:
-        net, part = self.sampler.net, columns_of(fragment, columns)
-        likelihoods, values, entropies = answers(net, part)
+        part = columns_of(fragment, columns)
+        forward = answers(self.sampler.net, part)
+        now = forward.values.detach().numpy()
         if self.recipe.vtrace:
-            now = values.detach().numpy()
-            ratios = np.exp(likelihoods.detach().numpy() - part.log_likelihoods)
+            ratios = np.exp(forward.log_likelihoods.detach().numpy() - part.log_likelihoods)
             advantages, targets = vtrace(
                 part.rewards,
                 now,
@@ -200,16 +192,8 @@ class AsyncPpoWorker(GradientWorker):
             )
         else:
             advantages, targets = advantages_of(part, self.recipe)
-        loss = actor_critic_loss(
-            likelihoods,
-            torch.from_numpy(part.log_likelihoods),
-            values,
-            entropies,
-            torch.from_numpy(advantages),
-            torch.from_numpy(targets),
-            self.recipe.weights(order.entropy),
-        )
-        return loss, explained_variance(values.detach().numpy(), targets)
+        loss = loss_of(forward, part, advantages, targets, self.recipe.weights(order.entropy))
+        return loss, explained_variance(now, targets)
 
 
 _NO_EPISODES = Episodes(np.empty(0), np.empty(0, np.int64))
@@ -231,8 +215,8 @@ def renewed(values: Floats32, fragment: Fragment) -> Floats32:
     return np.concatenate([np.where(ended, fragment.next_values[:-1], values[1:]), fragment.next_values[-1:]])
 
 
-def answers(net: SwingNet, fragment: Fragment) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns log-likelihoods of the actions, values and entropies under the network, `[T, B]` each, with a graph.
+def answers(net: SwingNet, fragment: Fragment) -> Forward:
+    """Returns what the network says along a fragment that is replayed, with a graph.
 
     The critic drops what `model.critic_dropout` says.
     """
@@ -241,7 +225,20 @@ def answers(net: SwingNet, fragment: Fragment) -> tuple[Tensor, Tensor, Tensor]:
     told = net.unroll(torch.from_numpy(fragment.market), state, torch.from_numpy(fragment.starts))
     outputs, values = net.heads(net.drive(told), torch.from_numpy(fragment.portfolio))
     likelihoods, entropies = net.judge(permitted(outputs, fragment.allowed), torch.from_numpy(fragment.actions))
-    return likelihoods, values, entropies
+    return Forward(likelihoods, values, entropies)
+
+
+def loss_of(forward: Forward, fragment: Fragment, advantages: Floats32, targets: Floats32, weights: Weights) -> Loss:
+    """Returns the loss of the network's answers along a fragment; advantages and targets are `[T, B]`."""
+    return actor_critic_loss(
+        forward.log_likelihoods,
+        torch.from_numpy(fragment.log_likelihoods),
+        forward.values,
+        forward.entropies,
+        torch.from_numpy(advantages),
+        torch.from_numpy(targets),
+        weights,
+    )
 
 
 def fragment_loss(
@@ -249,16 +246,7 @@ def fragment_loss(
 ) -> Loss:
     """Returns the loss on some slots of a fragment; advantages and targets are of all slots."""
     part = columns_of(fragment, columns)
-    likelihoods, values, entropies = answers(net, part)
-    return actor_critic_loss(
-        likelihoods,
-        torch.from_numpy(part.log_likelihoods),
-        values,
-        entropies,
-        torch.from_numpy(advantages[:, columns]),
-        torch.from_numpy(targets[:, columns]),
-        weights,
-    )
+    return loss_of(answers(net, part), part, advantages[:, columns], targets[:, columns], weights)
 
 
 def columns_of(fragment: Fragment, columns: Ints) -> Fragment:

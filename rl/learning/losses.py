@@ -72,12 +72,9 @@ def vtrace(
 class Weights:
     """What a loss is made of."""
 
-    gamma: float
-    lambda_: float
     entropy: float
     value: float
     clip: float
-    vtrace: bool
     normalise: bool
 
 

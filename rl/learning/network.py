@@ -84,6 +84,8 @@ class SwingNet(nn.Module):
         if action is ActionKind.CONTINUOUS:
             self.log_std = nn.Parameter(torch.full((1,), math.log(model.action_deviation)))
         self.bf16 = model.bf16 and has_bf16()
+        if model.bf16 and not self.bf16:
+            log.warning("model.bf16: this processor has no bfloat16 instructions; float32 is used")
 
     def zero_state(self, rows: int) -> State:
         """Returns the state before an episode."""
@@ -257,7 +259,5 @@ _LSTM, _WAYS, _DENSE = ("lstm", "lstm2"), ("in", "out"), ("weight", "bias")
 def has_bf16() -> bool:
     """Returns whether this processor multiplies bfloat16 itself; without, it would be slower than float32."""
     flags = Path("/proc/cpuinfo")
-    if flags.is_file() and {"avx512_bf16", "amx_bf16"} & set(flags.read_text(encoding="utf-8").split()):
-        return True
-    log.warning("model.bf16: this processor has no bfloat16 instructions; float32 is used")
-    return False
+    known = flags.read_text(encoding="utf-8").split() if flags.is_file() else []
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(known)

@@ -12,6 +12,7 @@ from data_pipeline.errors import RunError
 from rl.learning.a3c import A3C
 from rl.learning.algorithm import ActorCritic, ActorCriticConfig
 from rl.learning.gradients import AsyncPpoWorker, Recipe
+from rl.learning.settings import PpoConfig
 
 
 class PPOConfig(ActorCriticConfig):
@@ -21,13 +22,13 @@ class PPOConfig(ActorCriticConfig):
 
     def __init__(self, algo_class: type | None = None) -> None:
         super().__init__(algo_class=algo_class or PPO)
-        self.clip_param = 0.2
-        self.num_epochs = 4
-        self.minibatches = 4
-        self.target_kl: float | None = None
-        self.vtrace = True
-        self.max_age = 256
-        self.staleness_aware = False
+        defaults = PpoConfig()
+        self.clip_param = defaults.clip
+        self.num_epochs = defaults.epochs
+        self.minibatches = defaults.minibatches
+        self.target_kl = defaults.target_kl
+        self.vtrace = defaults.vtrace
+        self.max_age = defaults.max_age
 
     def training(
         self,
@@ -37,7 +38,6 @@ class PPOConfig(ActorCriticConfig):
         target_kl: float | None = NotProvided,
         vtrace: bool = NotProvided,
         max_age: int = NotProvided,
-        staleness_aware: bool = NotProvided,
         **kwargs: Any,
     ) -> PPOConfig:
         """Sets what learning needs; see `rl.learning.settings.PpoConfig`."""
@@ -49,7 +49,6 @@ class PPOConfig(ActorCriticConfig):
                 "target_kl": target_kl,
                 "vtrace": vtrace,
                 "max_age": max_age,
-                "staleness_aware": staleness_aware,
             }
         )
         return self
@@ -86,17 +85,15 @@ class PPO(ActorCritic):
 
     def _sampled(self) -> list[tuple[int, Any]]:
         """Returns a fragment of each worker that is there, as (worker, answer)."""
-        order = self.order()
         if not self.crew_size:
-            return [(0, self.env_runner.fragment(self.weights(), order))]
-        for worker in list(self.crew.idle):
-            self.crew.ask(worker, "fragment", self.weights(), order)
+            return [(0, self.env_runner.fragment(self.weights(), self.order()))]
         found: list[tuple[int, Any]] = []
-        while self.crew.busy or not found:
+        while not found:  # again if all of them died: those that are back
+            for worker in list(self.crew.idle):
+                self.ask(worker, "fragment")
             found += [(answer.worker, answer.value) for answer in self.crew.answers()]
-            if not self.crew.busy and not found:  # all of them died; those that are back try again
-                for worker in list(self.crew.idle):
-                    self.crew.ask(worker, "fragment", self.weights(), order)
+            while self.crew.busy:
+                found += [(answer.worker, answer.value) for answer in self.crew.answers()]
         return found
 
     def _learn(self, answers: list[tuple[int, Any]]) -> None:
@@ -129,8 +126,6 @@ class AsyncPPO(A3C):
     Fragments stay where they were sampled and keep the acting policy's log-probabilities and version; ratios to the
     newest weights are clipped, values corrected by V-trace, fragments older than `max_age` versions dropped.
     """
-
-    config: PPOConfig
 
     @classmethod
     def get_default_config(cls) -> ActorCriticConfig:

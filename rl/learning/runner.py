@@ -7,6 +7,7 @@ from collections.abc import Collection
 from typing import Any
 
 import numpy as np
+import ray
 import torch
 from gymnasium.vector import AutoresetMode
 from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
@@ -171,8 +172,6 @@ class SwingEnvRunner(EnvRunner, Checkpointable):
     def set_state(self, state: dict[str, Any]) -> None:
         """Takes weights and counters over, older weights too: a rollback is one."""
         if COMPONENT_RL_MODULE in state:
-            import ray  # noqa: PLC0415
-
             module = state[COMPONENT_RL_MODULE]
             module = ray.get(module) if isinstance(module, ray.ObjectRef) else module
             self.module.set_state(module.get(DEFAULT_MODULE_ID, module))

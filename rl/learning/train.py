@@ -143,7 +143,7 @@ def _learn(
 ) -> dict[str, Any]:
     from rl.learning.algorithm import LearnerLostError  # noqa: PLC0415  (Ray and torch: seconds to import)
 
-    shelf = share_panel(Path(task["panel"]))
+    _shelf = share_panel(Path(task["panel"]))  # workers may ask for the panel until this returns
     for rebuild in range(MOST_REBUILDS + 1):
         try:
             return _run(config, task, out, on_progress, started)
@@ -151,7 +151,6 @@ def _learn(
             if rebuild == MOST_REBUILDS:
                 raise RunError(f"{error}, {MOST_REBUILDS + 1} times; continue with --resume") from error
             log.warning("%s; going on from the last checkpoint", error)
-    del shelf  # workers may ask for the panel until here
     raise AssertionError("the loop returns or raises")
 
 

@@ -14,7 +14,7 @@ from rl.learning.losses import Weights, actor_critic_loss, explained_variance, g
 from rl.learning.progress import Discounted, Moments, falling, moments_of, rising
 from stepwise import assert_near
 
-PLAIN = Weights(gamma=0.9, lambda_=0.8, entropy=0.01, value=0.5, clip=0.2, vtrace=True, normalise=False)
+PLAIN = Weights(entropy=0.01, value=0.5, clip=0.2, normalise=False)
 
 
 def _column(*numbers):
