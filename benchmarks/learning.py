@@ -56,7 +56,7 @@ DIAGNOSTICS: dict[str, dict[str, Any]] = {
     for lag in (5, 20)
 }
 ASYNC_WORLDS = ("prop", "hmm")
-STEPS = {"a3c": 4_000_000, "ppo": 3_000_000, "async-ppo": 2_000_000}
+STEPS = {"a3c": 5_000_000, "ppo": 4_000_000, "async-ppo": 2_500_000}
 """Budgets in environment steps: each run ends well within three minutes of CPU."""
 
 
@@ -84,10 +84,12 @@ def settings_of(algorithm: str, world: WorldEnvConfig, seed: int, steps: int | N
         {
             "model": {"hidden": 32, "bptt_sessions": 64, "action_deviation": 0.1},
             "learn": {
-                **({"lr": 0.001} if algorithm != "a3c" else {"lr": 0.003 if continuous else 0.0015}),
-                **({"lr_fall": 0.8, "grad_clip": 5.0} if continuous or algorithm != "a3c" else {}),
+                "lr": 0.003 if algorithm == "a3c" else 0.001,
+                "lr_fall": 0.8,
+                "grad_clip": 5.0 if continuous or algorithm != "a3c" else 1.0,
                 "gae_lambda": 0.97 if continuous else 0.95,
-                "entropy": 0.0 if continuous else 0.01,
+                # With less, A3C turns deterministic when costs have risen, and may stop trading for good.
+                "entropy": 0.0 if continuous else 0.03 if algorithm == "a3c" else 0.01,
                 "cost_rise": 0.0 if continuous else 0.5,
                 "normalise_advantages": False,
             },

@@ -37,6 +37,7 @@ from rl.learning.cluster import ray_session
 from rl.learning.crew import Crew
 from rl.learning.gradients import A3cWorker, Optimiser, Recipe, Report, adam_of
 from rl.learning.network import SwingNet
+from rl.learning.process import settle
 from rl.learning.rollout import Sampler
 from rl.learning.settings import ModelConfig
 
@@ -108,7 +109,7 @@ class Computing:
     """
 
     def __init__(self, gradients: int) -> None:
-        torch.set_num_threads(1)
+        settle()
         net = SwingNet(MARKET, ActionKind.DISCRETE, ModelConfig(hidden=HIDDEN), PORTFOLIO)
         sampler = Sampler(net, ShapeVectorEnv(SLOTS, "SameStep"), 0)
         self._worker, self._gradients = A3cWorker(sampler, Recipe(STEPS, normalise=False), 0), gradients

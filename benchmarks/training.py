@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import ray
-import torch
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec  # noqa: TID251  (the product's own algorithms, measured)
 from ray.tune.registry import register_env
 
@@ -31,6 +30,7 @@ from rl.learning.gradients import A3cWorker, Optimiser, Order, Recipe, adam_of, 
 from rl.learning.module import SwingModule
 from rl.learning.network import SwingNet, has_bf16
 from rl.learning.ppo import AsyncPPOConfig, PPOConfig
+from rl.learning.process import settle
 from rl.learning.rollout import Sampler
 from rl.learning.settings import ModelConfig
 
@@ -69,7 +69,7 @@ def ppo(epochs: int, slots: int = 64) -> Callable[[], int]:
 
 
 def _worker(slots: int, bf16: bool = False) -> tuple[A3cWorker, Optimiser]:
-    torch.set_num_threads(1)
+    settle()
     net = SwingNet(MARKET, ActionKind.DISCRETE, ModelConfig(hidden=HIDDEN, bf16=bf16), PORTFOLIO)
     sampler = Sampler(net, ShapeVectorEnv(slots, "SameStep"), 0)
     return A3cWorker(sampler, Recipe(STEPS, normalise=False), 0), Optimiser(net, adam_of(net), 0.5)
@@ -125,7 +125,7 @@ class _Ceiling:
     """The ceiling in a process of its own."""
 
     def __init__(self) -> None:
-        torch.set_num_threads(1)
+        settle()
         self._run = ceiling(64)
         self._run()
 

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from benchmarks.training_env import EPISODE_STEPS, ShapeEnv, ShapeVectorEnv
 from envs.contract import Bools, Floats32
 from rl.learning.cluster import ray_session
+from rl.learning.process import settle
 
 Run = Callable[[], int]
 """Performs one training iteration and returns its environment steps."""
@@ -389,7 +390,7 @@ def _sb3_env(slots: int) -> Any:
 
 
 def _prepare() -> None:
-    torch.set_num_threads(1)
+    settle()
     torch.manual_seed(0)
 
 

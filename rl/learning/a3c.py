@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from rl.learning.algorithm import ActorCritic, ActorCriticConfig
+from rl.learning.crew import LEAD_S
 from rl.learning.gradients import A3cWorker, Report
 
 
@@ -27,6 +28,8 @@ class A3CConfig(ActorCriticConfig):
 class A3C(ActorCritic):
     """Applies gradients on arrival."""
 
+    lead_s = LEAD_S
+
     @classmethod
     def get_default_config(cls) -> ActorCriticConfig:
         """Returns the defaults."""
@@ -39,12 +42,12 @@ class A3C(ActorCritic):
             if not self.crew_size:
                 self._take(0, *self.env_runner.gradient(self.weights(), self.order()))
                 continue
-            for worker in list(self.crew.idle):
+            for worker in self.crew.due:
                 self.ask(worker, "gradient")
             for answer in self.crew.answers():
                 self._take(answer.worker, *answer.value)
-                # With newer weights than the next answer in line would leave it: ask at once, wait for none.
-                if answer.worker in self.crew.idle:
+                # The next answer in line may wait, the worker must not.
+                if self.crew.is_due(answer.worker):
                     self.ask(answer.worker, "gradient")
         self.publish(started, self.steps - before)
 

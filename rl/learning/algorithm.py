@@ -164,6 +164,8 @@ class ActorCritic(Algorithm):
     """The driver's side; subclasses say in `training_step` who waits for whom."""
 
     config: ActorCriticConfig
+    lead_s = 0.0
+    """So long before it is expected to answer, a worker may get its next request."""
 
     def setup(self, config: AlgorithmConfig) -> None:
         """Builds workers, learner and counters."""
@@ -179,7 +181,7 @@ class ActorCritic(Algorithm):
             super().setup(config)
         except IndexError as error:  # all that RLlib says when no worker came up
             raise RunError("no worker could be started; the first error is logged above") from error
-        self.crew = Crew(actors_of(self.env_runner_group), self.config.request_timeout_s)
+        self.crew = Crew(actors_of(self.env_runner_group), self.config.request_timeout_s, lead_s=self.lead_s)
 
     def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
         """Leaves training workers to the crew: RLlib would wait for each that is just starting."""

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.tune.registry import register_env
 
@@ -22,6 +21,7 @@ from rl.learning.algorithm import ActorCriticConfig
 from rl.learning.module import SwingModule
 from rl.learning.panels import panel_at
 from rl.learning.ppo import AsyncPPOConfig, PPOConfig
+from rl.learning.process import settle
 from rl.learning.settings import AlgorithmName, EngineConfig
 
 ENV_NAME = "swing-rl"
@@ -42,7 +42,7 @@ def make_env(context: Mapping[str, Any]) -> Any:
 
     `autoreset_mode` is that of the context; without, the one that RLlib's own runners take for granted.
     """
-    torch.set_num_threads(1)
+    settle()
     vector = {name: context[name] for name in ("num_envs", "autoreset_mode") if name in context}
     if "world" in context:
         return WorldVectorEnv(settings=context["world"], **vector) if vector else WorldEnv(context["world"])
@@ -63,7 +63,7 @@ def algorithm_config(settings: EngineConfig, context: Mapping[str, Any], seed: i
         ConfigError: Settings that contradict each other.
     """
     quiet()
-    torch.set_num_threads(1)
+    settle()
     register_env(ENV_NAME, make_env)
     if settings.model.critic_dropout and settings.train.algorithm is AlgorithmName.A3C:
         raise ConfigError("model.critic_dropout with a3c: it learns from the pass that acted, which drops nothing")

@@ -20,7 +20,7 @@ from envs.contract import Floats32, Ints
 from rl.learning.losses import Loss, Weights, actor_critic_loss, explained_variance, gae, vtrace
 from rl.learning.network import State, SwingNet, flat, load_flat
 from rl.learning.progress import Discounted, Moments
-from rl.learning.rollout import Episodes, Forward, Fragment, Sampler, permitted
+from rl.learning.rollout import NO_EPISODES, Episodes, Forward, Fragment, Sampler, permitted
 
 
 class Order(NamedTuple):
@@ -113,9 +113,9 @@ class GradientWorker(ABC):
 class A3cWorker(GradientWorker):
     """One fragment, one gradient."""
 
-    observed_columns = 8
+    observed_columns = 4
     """Slots on which the policy's move since its last fragment is measured, every `observed_every` gradients."""
-    observed_every = 8
+    observed_every = 16
 
     def __init__(self, sampler: Sampler, recipe: Recipe, seed: int | None = None) -> None:
         super().__init__(sampler, recipe, seed)
@@ -163,7 +163,7 @@ class AsyncPpoWorker(GradientWorker):
         """Samples if the last fragment is used up or too old, and returns the gradient of its next minibatch."""
         load_flat(self.parameters, vector)
         columns = next(self._columns, None)
-        report = Report(order.version, order.version, 0, _NO_EPISODES, Moments(), {})
+        report = Report(order.version, order.version, 0, NO_EPISODES, Moments(), {})
         age = 0 if self._kept is None else order.version - self._kept.version
         if self._kept is None or columns is None or not 0 <= age <= self.recipe.max_age:  # below 0: a rollback
             self._kept, _, report = self._sample(order, grad=False)
@@ -194,9 +194,6 @@ class AsyncPpoWorker(GradientWorker):
             advantages, targets = advantages_of(part, self.recipe)
         loss = loss_of(forward, part, advantages, targets, self.recipe.weights(order.entropy))
         return loss, explained_variance(now, targets)
-
-
-_NO_EPISODES = Episodes(np.empty(0), np.empty(0, np.int64))
 
 
 def advantages_of(fragment: Fragment, recipe: Recipe) -> tuple[Floats32, Floats32]:

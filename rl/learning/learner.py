@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 
 from envs.contract import Floats32
 from rl.learning.gradients import Optimiser, Recipe, adam_of, learn
 from rl.learning.network import SwingNet
+from rl.learning.process import settle
 from rl.learning.rollout import Fragment
 
 
@@ -22,7 +22,7 @@ class SwingLearner(TorchLearner):
 
     def build(self) -> None:
         """Builds module and optimiser."""
-        torch.set_num_threads(1)
+        settle()
         super().build()
         ((_, adam),) = self.get_optimizers_for_module(DEFAULT_MODULE_ID)
         self.optimiser = Optimiser(self.net, adam, self.config.grad_clip)

@@ -132,5 +132,10 @@ def actor_critic_loss(
 
 def explained_variance(values: Floats32, targets: Floats32) -> float:
     """Returns 1 - Var(targets - values) / Var(targets); 0 is no better than a constant."""
-    spread = float(np.var(targets))
-    return 1.0 - float(np.var(targets - values)) / spread if spread > 0 else 0.0
+    spread = _variance(targets)
+    return 1.0 - _variance(targets - values) / spread if spread > 0 else 0.0
+
+
+def _variance(numbers: Floats32) -> float:
+    centred = (numbers - numbers.mean()).ravel()
+    return float(centred @ centred) / centred.size

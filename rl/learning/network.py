@@ -199,12 +199,10 @@ def load_flat(parameters: Sequence[nn.Parameter], vector: Floats32) -> None:
     wanted = sum(parameter.numel() for parameter in parameters)
     if vector.shape != (wanted,):
         raise ValueError(f"weights of {vector.shape} numbers for a network of {wanted}; both must be of one model")
-    at = 0
+    parts = torch.split(torch.from_numpy(vector.copy()), [parameter.numel() for parameter in parameters])
     with torch.no_grad():
-        for parameter in parameters:
-            count = parameter.numel()
-            parameter.copy_(torch.from_numpy(vector[at : at + count].copy()).view_as(parameter))
-            at += count
+        for parameter, part in zip(parameters, parts, strict=True):
+            parameter.copy_(part.view_as(parameter))
 
 
 def policy_arrays(net: SwingNet) -> dict[str, Floats32]:

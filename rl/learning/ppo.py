@@ -89,7 +89,7 @@ class PPO(ActorCritic):
             return [(0, self.env_runner.fragment(self.weights(), self.order()))]
         found: list[tuple[int, Any]] = []
         while not found:  # again if all of them died: those that are back
-            for worker in list(self.crew.idle):
+            for worker in self.crew.idle:
                 self.ask(worker, "fragment")
             found += [(answer.worker, answer.value) for answer in self.crew.answers()]
             while self.crew.busy:

@@ -56,7 +56,8 @@ class Discounted:
     """Running discounted return of each slot, whose deviation is the scale of rewards and values."""
 
     gamma: float
-    running: Floats
+    carried: Floats
+    """γ R of each slot's last step; 0 where its episode ended."""
 
     def moments(self, rewards: Floats32, ended: Bools) -> Moments:
         """Returns the moments of R_t = γ R_{t-1} + r_{t+1} over a fragment `[T, B]`; episodes begin at 0.
@@ -64,16 +65,8 @@ class Discounted:
         A reward that is not a number counts as 0: its gradient is refused, and the scale must outlive it.
         """
         rewards = np.nan_to_num(rewards, posinf=0.0, neginf=0.0)
-        steps = len(rewards)
-        if ended[:-1].any():
-            seen = np.empty(rewards.shape)
-            for t, reward in enumerate(rewards):
-                self.running = self.gamma * self.running + reward
-                seen[t] = self.running
-                self.running[ended[t]] = 0.0
-        else:  # one product instead of T steps
-            ages = np.arange(steps)
-            powers = np.where(ages[:, None] >= ages, self.gamma ** np.abs(ages[:, None] - ages), 0.0)
-            seen = powers @ rewards + self.gamma ** (ages[:, None] + 1) * self.running
-            self.running = np.where(ended[-1], 0.0, seen[-1])
+        seen, kept = np.empty(rewards.shape), self.gamma * ~ended
+        for t, reward in enumerate(rewards):
+            seen[t] = self.carried + reward
+            self.carried = kept[t] * seen[t]
         return moments_of(seen)

@@ -109,6 +109,9 @@ class Episodes(NamedTuple):
     lengths: Ints
 
 
+NO_EPISODES = Episodes(np.empty(0), np.empty(0, np.int64))
+
+
 class _Piece(NamedTuple):
     """The rest of a fragment for slots that began an episode on the way."""
 
@@ -239,6 +242,10 @@ class Sampler:
 
     def _episodes(self, rewards: Floats32, ended: Bools) -> Episodes:
         """Returns the episodes that ended, slot by slot, and carries the rest on."""
+        if not ended.any():
+            self._returns += rewards.sum(axis=0, dtype=np.float64)
+            self._lengths += len(rewards)
+            return NO_EPISODES
         sums = np.vstack([-self._returns, rewards.cumsum(axis=0, dtype=np.float64)])  # so that differences are sums
         slots, steps = np.nonzero(ended.T)
         before = np.where(np.diff(slots, prepend=-1) > 0, 0, np.roll(steps, 1) + 1)  # row of `sums` at their start

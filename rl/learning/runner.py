@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import ray
-import torch
 from gymnasium.vector import AutoresetMode
 from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.env import INPUT_ENV_SINGLE_SPACES, INPUT_ENV_SPACES
@@ -29,6 +28,7 @@ from ray.rllib.utils.metrics import (
 from envs.contract import Floats32
 from rl.learning.adapter import env_creator, seed_of, wants
 from rl.learning.gradients import GradientWorker, Order, Report
+from rl.learning.process import settle
 from rl.learning.rollout import Episodes, Fragment, Sampler
 
 
@@ -39,7 +39,7 @@ class SwingEnvRunner(EnvRunner, Checkpointable):
     """
 
     def __init__(self, *, config: Any, **kwargs: Any) -> None:
-        torch.set_num_threads(1)
+        settle()
         super().__init__(config=config, **kwargs)
         self.spaces: dict[str, Any] = kwargs.get("spaces") or {}
         self._weights_seq_no = 0

@@ -133,10 +133,10 @@ def test_tune_interrupted_stops_at_once_and_leaves_no_half_sweep(tmp_path):
         stderr=subprocess.DEVNULL,
     ) as sweep:
         limit = time.monotonic() + 120
-        while not list(out.glob("trials/*/fold-1/progress.jsonl")) and time.monotonic() < limit:
+        while not list(out.glob("trials/*/seed-0/fold-1/progress.jsonl")) and time.monotonic() < limit:
             assert sweep.poll() is None
             time.sleep(0.05)
         sweep.send_signal(signal.SIGINT)
         assert sweep.wait(60) == 130
-    assert list(out.glob("trials/*/fold-1/progress.jsonl"))
+    assert list(out.glob("trials/*/seed-0/fold-1/progress.jsonl"))
     assert not (out / "sweep.json").exists()

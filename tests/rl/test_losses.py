@@ -271,7 +271,7 @@ def test_discounted_return_goes_on_over_fragments_and_begins_with_episodes(chanc
         assert moments.size == len(seen)
         assert moments.mean == pytest.approx(np.mean(seen), abs=1e-9)
         assert moments.squares == pytest.approx(len(seen) * np.var(seen), abs=1e-9)
-        np.testing.assert_allclose(tracked.running, running, atol=1e-9)
+        np.testing.assert_allclose(tracked.carried, gamma * np.array(running), atol=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -304,7 +304,7 @@ def test_rllib_no_worker_means_every_worker(sleepers):
 def test_crew_second_request_of_a_busy_worker_is_refused_aloud(sleepers):
     crew = Crew({1: sleepers[0]}, timeout_s=20)
     crew.ask(1, "work")
-    with pytest.raises(ValueError, match="not in list"):
+    with pytest.raises(ValueError, match="owes 1 answers"):
         crew.ask(1, "work")
 
 
