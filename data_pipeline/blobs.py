@@ -11,6 +11,7 @@ import errno
 import hashlib
 import os
 import posixpath
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,6 +27,8 @@ from data_pipeline.errors import StoreError
 
 _SCRATCH = "writing"
 _CONNECT_S, _SILENCE_S, _ATTEMPTS = 3.0, 10.0, 3
+_CONFLICTS, _CONFLICT_PAUSE_S = 5, 0.2  # S3 asks to send again what met another writer in the act
+_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP}
 _SCRATCH_LIFE = timedelta(days=1)  # far longer than any write; older files are those of a killed writer
 
 
@@ -36,6 +39,13 @@ class Blobs(Protocol):
 
     def put(self, name: str, body: bytes, sha256: str) -> None:
         """Makes `body` (whose hash is `sha256`) readable under `name`, durably, replacing what was there."""
+
+    def put_new(self, name: str, body: bytes) -> bool:
+        """Puts `body` like `put` if nothing is called `name`, and returns whether it did; False: something was there.
+
+        Of several writers at once one is told True, and no one's bytes are replaced, in a folder of a local disk and
+        on S3. Any other pyarrow filesystem can only look, then move: there that holds for one writer at a time.
+        """
 
     def get(self, name: str) -> bytes | None:
         """Returns the bytes called `name`; None if there are none."""
@@ -88,20 +98,31 @@ class FolderBlobs:
 
     def put(self, name: str, body: bytes, sha256: str) -> None:  # noqa: ARG002  (S3 keeps the hash, a file is read)
         """See `Blobs.put`."""
-        target, scratch = self._path(name), self._path(f"{_SCRATCH}/{uuid.uuid4().hex}")
-        with _readable(f"store {self.place}", f"write {name}"):
-            self._make_folder(posixpath.dirname(target))
-            self._make_folder(posixpath.dirname(scratch))
+        with _readable(f"store {self.place}", f"write {name}"), self._written(name, body) as (scratch, target):
+            self._fs.move(scratch, target)
+
+    def put_new(self, name: str, body: bytes) -> bool:
+        """See `Blobs.put_new`: a hard link to a file that is whole already gives it its name, or fails."""
+        if not isinstance(self._fs, fs.LocalFileSystem):
+            if self.get(name) is not None:
+                return False
+            self.put(name, body, "")
+            return True
+        with _readable(f"store {self.place}", f"write {name}"), self._written(name, body) as (scratch, target):
             try:
-                with self._fs.open_output_stream(scratch, compression=None) as stream:
-                    stream.write(body)
-                self._flush(scratch)
-                self._fs.move(scratch, target)
-            except BaseException:
-                with suppress(OSError):
-                    self._fs.delete_file(scratch)
-                raise
-            self._flush(posixpath.dirname(target))
+                os.link(scratch, target)
+                made = True
+            except FileExistsError:
+                made = Path(scratch).stat().st_nlink > 1  # NFS may repeat a request of ours that it had fulfilled
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                raise StoreError(
+                    f"store {self.place}: cannot write {name}: this disk makes no hard links, and without them two "
+                    "writers could overwrite one another; choose a folder on another disk, or s3://"
+                ) from error
+            self._fs.delete_file(scratch)
+        return made
 
     def get(self, name: str) -> bytes | None:
         """See `Blobs.get`."""
@@ -133,6 +154,23 @@ class FolderBlobs:
 
     def _path(self, name: str) -> str:
         return posixpath.join(self._root, name)
+
+    @contextmanager
+    def _written(self, name: str, body: bytes) -> Iterator[tuple[str, str]]:
+        """Yields the paths of a scratch file that holds `body` durably and of its target; no scratch file stays."""
+        target, scratch = self._path(name), self._path(f"{_SCRATCH}/{uuid.uuid4().hex}")
+        self._make_folder(posixpath.dirname(target))
+        self._make_folder(posixpath.dirname(scratch))
+        try:
+            with self._fs.open_output_stream(scratch, compression=None) as stream:
+                stream.write(body)
+            self._flush(scratch)
+            yield scratch, target
+        except BaseException:
+            with suppress(OSError):
+                self._fs.delete_file(scratch)
+            raise
+        self._flush(posixpath.dirname(target))
 
     def _files(self, folder: str) -> list[fs.FileInfo]:
         try:
@@ -173,11 +211,31 @@ class BucketBlobs:
         self._prefix = f"{prefix}/" if prefix else ""
         self._endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         self._client = self._connect()
+        self._keeps_first = False
 
     def put(self, name: str, body: bytes, sha256: str) -> None:
         """See `Blobs.put`."""
         with self._readable(f"write {name}"):
             self._client.put_object(**self._key(name), Body=body, Metadata={"sha256": sha256})
+
+    def put_new(self, name: str, body: bytes) -> bool:
+        """See `Blobs.put_new`: a PutObject with If-None-Match.
+
+        Raises:
+            StoreError: As `put`; and the server overwrites in spite of If-None-Match, which the first success tries.
+        """
+        token = uuid.uuid4().hex
+        facts = {"sha256": hashlib.sha256(body).hexdigest(), "put": token}
+        with self._readable(f"write {name}"):
+            # Where an answer was lost, boto3 asks again and is then told that the object is there.
+            made = self._put_if_absent(name, body, facts) or self._metadata(name).get("put") == token
+            if made and not self._keeps_first and self._put_if_absent(name, body, facts):
+                raise StoreError(
+                    f"store {self.place}: this server does not heed If-None-Match, and without it two writers "
+                    "could overwrite one another; choose a folder, or a server that does (S3, MinIO, moto)"
+                )
+        self._keeps_first |= made
+        return made
 
     def get(self, name: str) -> bytes | None:
         """See `Blobs.get`."""
@@ -190,16 +248,8 @@ class BucketBlobs:
 
     def holds(self, name: str, sha256: str) -> bool:
         """See `Blobs.holds`; asks for the hash that `put` left with the object, which an overwrite by others loses."""
-        from botocore.exceptions import ClientError  # noqa: PLC0415  (an optional package)
-
         with self._readable(f"look up {name}"):
-            try:
-                head = self._client.head_object(**self._key(name))
-            except ClientError as error:
-                if error.response["Error"]["Code"] == "404":
-                    return False
-                raise
-        return bool(head["Metadata"].get("sha256") == sha256)
+            return self._metadata(name).get("sha256") == sha256
 
     def sizes(self, folder: str) -> dict[str, int]:
         """See `Blobs.sizes`."""
@@ -217,6 +267,35 @@ class BucketBlobs:
 
     def _key(self, name: str) -> dict[str, str]:
         return {"Bucket": self._bucket, "Key": f"{self._prefix}{name}"}
+
+    def _metadata(self, name: str) -> dict[str, str]:
+        """What `put` left with the object; empty if there is none."""
+        from botocore.exceptions import ClientError  # noqa: PLC0415  (an optional package)
+
+        try:
+            metadata: dict[str, str] = self._client.head_object(**self._key(name))["Metadata"]
+        except ClientError as error:
+            if error.response["Error"]["Code"] == "404":
+                return {}
+            raise
+        return metadata
+
+    def _put_if_absent(self, name: str, body: bytes, metadata: dict[str, str]) -> bool:
+        from botocore.exceptions import ClientError  # noqa: PLC0415
+
+        for attempt in range(1, _CONFLICTS + 1):
+            try:
+                self._client.put_object(**self._key(name), Body=body, Metadata=metadata, IfNoneMatch="*")
+            except ClientError as error:
+                status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+                if status == 412:
+                    return False
+                if status != 409 or attempt == _CONFLICTS:
+                    raise
+                time.sleep(_CONFLICT_PAUSE_S)
+            else:
+                return True
+        raise AssertionError("the last attempt returns or raises")
 
     def _connect(self) -> Any:
         try:
@@ -260,7 +339,7 @@ def _readable(place: str, doing: str) -> Iterator[None]:
         code = getattr(error, "errno", None)
         what = os.strerror(code) if code else " ".join(str(error).split())
         remedy = remedies.get(code or 0, "mend that, or choose another store")
-        raise StoreError(f"{place}: cannot {doing}: {what}; {remedy}; earlier snapshots are untouched") from error
+        raise StoreError(f"{place}: cannot {doing}: {what}; {remedy}; what was written earlier is untouched") from error
 
 
 _KEYS = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, if temporary, AWS_SESSION_TOKEN"

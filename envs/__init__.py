@@ -13,5 +13,6 @@ swing        Gymnasium shells of it, scalar and vector, for one symbol and for a
 worlds       Gymnasium shells of synthetic markets whose best policy is known
 optimum      that policy, and what it and lesser ones earn
 backtest     any policy over a panel to a ledger
+ensemble     several policies as one
 bundle       read, verify and run a policy bundle without torch
 """

@@ -95,6 +95,8 @@ class DecisionResponse(Message):
     feature_schema_hash: str
     verdict: Literal["promote", "reject"]
     """What the judge said of this policy; only a promoted one may trade without an override."""
+    override: str | None = None
+    """Why an operator uses a policy that was rejected, as its bundle says; none: nobody does."""
     positions: dict[str, FiniteFloat]
     """Target positions in [-1, 1]."""
     weights: dict[str, FiniteFloat]

@@ -12,8 +12,20 @@ from data_pipeline.errors import BundleError
 from data_pipeline.features import FeatureSet
 from data_pipeline.panel import Panel
 from data_pipeline.store import code_version
-from envs.bundle import GOLDEN_TOLERANCE, Bundle, FeatureEntry, LstmPolicy, Manifest, Verdict, write_bundle
+from envs.bundle import (
+    GOLDEN_TOLERANCE,
+    Bundle,
+    FeatureEntry,
+    LstmPolicy,
+    Manifest,
+    PolicyEntry,
+    Verdict,
+    golden_of,
+    networks_of,
+    write_bundle,
+)
 from envs.contract import PORTFOLIO_FEATURES, Floats32
+from envs.ensemble import Ensemble
 from rl.judging.validate import Validation, read_validation
 
 RANDOM_WINDOWS = 64
@@ -57,7 +69,8 @@ def disagreement(policy: LstmPolicy, features: Floats32, portfolio: Floats32) ->
     return float(np.abs(policy.outputs(features, portfolio) - reference).max()), reference
 
 
-def _golden(policy: LstmPolicy, panel: Panel) -> dict[str, Floats32]:
+def _golden(policy: LstmPolicy | Ensemble, panel: Panel) -> dict[str, Floats32]:
+    """Returns the golden observation: four of the windows on which each member was held against torch."""
     rng = np.random.default_rng(0)
     complete = np.isfinite(panel.features).all(axis=-1)
     counts = np.vstack([np.zeros((1, complete.shape[1]), int), complete.cumsum(axis=0)])
@@ -65,18 +78,20 @@ def _golden(policy: LstmPolicy, panel: Panel) -> dict[str, Floats32]:
     chosen = ends[rng.integers(len(ends), size=RANDOM_WINDOWS)]
     features = np.stack([panel.features[t : t + policy.window, n] for t, n in chosen], axis=1)
     portfolio = rng.uniform(-1, 1, (RANDOM_WINDOWS, len(PORTFOLIO_FEATURES))).astype(np.float32)
-    error, outputs = disagreement(policy, features, portfolio)
-    if not error <= GOLDEN_TOLERANCE:
-        raise BundleError(f"NumPy and torch disagree by {error:.2g} on {RANDOM_WINDOWS} windows; nothing was exported")
+    answers = []
+    for network in networks_of(policy):
+        error, outputs = disagreement(network, features[-network.window :], portfolio)
+        if not error <= GOLDEN_TOLERANCE:
+            raise BundleError(
+                f"{network.name}: NumPy and torch disagree by {error:.2g} on {RANDOM_WINDOWS} windows; "
+                "nothing was exported"
+            )
+        answers.append(outputs)
     kept = slice(0, 4)
-    return {
-        "features": features[:, kept].copy(),
-        "portfolio": portfolio[kept].copy(),
-        "outputs": outputs[kept].copy(),
-    }
+    return golden_of(policy, features[:, kept], portfolio[kept], [outputs[kept] for outputs in answers])
 
 
-def _manifest(validation: Validation, panel: Panel, policy: LstmPolicy) -> Manifest:
+def _manifest(validation: Validation, panel: Panel, policy: LstmPolicy | Ensemble) -> Manifest:
     config = validation.config
     features = FeatureSet.of(panel.feature_names)
     if features.needs_intraday:
@@ -86,11 +101,7 @@ def _manifest(validation: Validation, panel: Panel, policy: LstmPolicy) -> Manif
     return Manifest(
         features=tuple(FeatureEntry(name=f.name, look_back=f.look_back) for f in features.features),
         feature_schema_hash=panel.schema_hash,
-        window=policy.window,
-        attention_heads=policy.attention_heads,
-        attention_sessions=policy.attention_sessions,
-        action=policy.action,
-        scaler=policy.scaler,
+        policy=PolicyEntry.describing(policy),
         symbols=panel.symbols,
         exchange=config.data.exchange,
         limits=config.env.limits,

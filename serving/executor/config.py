@@ -58,7 +58,7 @@ class ExecutorConfig(Config):
     journal: Path = Path("executor.sqlite")
     """The SQLite file that records what was meant."""
     allow_rejected: bool = False
-    """Let a policy that the judge rejected trade in paper mode."""
+    """Let a policy that the judge rejected trade in paper mode, also without an override in its bundle."""
 
     @field_validator("mode", mode="before")
     @classmethod

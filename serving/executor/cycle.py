@@ -174,7 +174,7 @@ class _Pass:
         positions = self.broker.positions()
         decision = self._decide(as_of, account, positions)
         self._tell(decision)
-        rejected = [] if self.config.allow_rejected else gates.verdict_reasons(decision)
+        rejected = [] if self.config.allow_rejected else gates.verdict_reasons(decision, self.config.mode)
         self._hold_or_warn(rejected, hold=self.sends)
         symbols = sorted(decision.weights)
         prices = self.broker.latest_prices(symbols) if symbols else {}
@@ -315,6 +315,7 @@ class _Pass:
     def _tell(self, decision: DecisionResponse) -> None:
         self.report.policy_version = decision.policy_version
         self.report.verdict = decision.verdict
+        self.report.warnings += gates.override_warnings(decision)
         self.report.weights, self.report.left_alone = decision.weights, decision.left_alone
 
     def _hold_or_warn(self, reasons: list[str], *, hold: bool) -> None:

@@ -17,6 +17,8 @@ _CHECKED_HERE = frozenset(
     {"max_weight", "max_gross", "max_net", "long_only", "unshortable", "no_trade_band", "minimum_trade_usd"}
 )
 """Limits that the executor holds a decision or its own orders to; the policy server alone applies the others."""
+_WITHOUT_MONEY = frozenset({"dry-run", "paper"})
+"""Modes; live trading, once there is such a mode, is not among them."""
 
 
 def account_reasons(account: Account) -> list[str]:
@@ -128,11 +130,18 @@ def bar_reasons(bars: pl.DataFrame, symbols: Sequence[str], as_of: date) -> list
     return [f"no bar of {symbol} for {as_of}" for symbol in symbols if symbol not in present]
 
 
-def verdict_reasons(decision: DecisionResponse) -> list[str]:
-    """Holds on a policy that the judge rejected."""
-    if decision.verdict == "promote":
+def verdict_reasons(decision: DecisionResponse, mode: str) -> list[str]:
+    """Holds on a policy that the judge rejected; an override in its bundle counts where no money is at stake."""
+    if decision.verdict == "promote" or (decision.override is not None and mode in _WITHOUT_MONEY):
         return []
     return [f"policy {decision.policy_version} was rejected by its judge"]
+
+
+def override_warnings(decision: DecisionResponse) -> list[str]:
+    """Says that the policy is used in spite of its judge, and why."""
+    if decision.override is None:
+        return []
+    return [f"policy {decision.policy_version} was rejected by its judge and is used by override: {decision.override}"]
 
 
 def price_reasons(prices: Mapping[str, Price], symbols: Sequence[str]) -> list[str]:

@@ -85,6 +85,7 @@ def decide(request: DecisionRequest, bundle: Bundle, features: FeatureSet) -> De
         policy_version=bundle.version,
         feature_schema_hash=features.schema_hash,
         verdict=manifest.verdict.decision,
+        override=manifest.verdict.override,
         positions=dict(zip(symbols, positions.tolist(), strict=True)),
         weights={s: float(weight) for s, weight in zip(symbols, weights, strict=True) if not np.isnan(weight)},
         left_alone=_chosen(symbols, alone),

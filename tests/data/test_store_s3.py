@@ -3,54 +3,18 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
 
 import boto3
 import httpx
 import pytest
 from botocore.client import BaseClient
-from moto.server import ThreadedMotoServer
 from pyarrow import fs
 
+from bucket import SECRET, endpoint, s3  # noqa: F401  (fixtures)
 from data_pipeline import blobs
 from data_pipeline.errors import StoreError
 from data_pipeline.store import Store
 from writers import PROVENANCE, earlier, later, racing, run, table
-
-SECRET = "wJalrXUtnFEMI-very-secret"
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def s3(endpoint: str, tmp_path, monkeypatch) -> Iterator[BaseClient]:
-    """A client of the server, which holds one empty bucket, `market`; the environment leads the store there."""
-    for name, value in {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_REGION": "eu-central-1",
-        "AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE",
-        "AWS_SECRET_ACCESS_KEY": SECRET,
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_CONFIG_FILE": str(tmp_path / "none"),
-        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"),
-        "NO_PROXY": "127.0.0.1",
-        "no_proxy": "127.0.0.1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION"):
-        monkeypatch.delenv(name, raising=False)
-    httpx.post(f"{endpoint}/moto-api/reset").raise_for_status()
-    client = boto3.client("s3", region_name="eu-central-1")
-    client.create_bucket(Bucket="market", CreateBucketConfiguration={"LocationConstraint": "eu-central-1"})
-    yield client
-    client.close()
 
 
 def _keys(s3: BaseClient, prefix: str = "") -> list[str]:

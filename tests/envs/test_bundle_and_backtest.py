@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from datetime import date
 
 import numpy as np
 import polars as pl
@@ -20,14 +21,17 @@ from envs.bundle import (
     FeatureEntry,
     LstmPolicy,
     Manifest,
+    PolicyEntry,
     Verdict,
     _manifest_bytes,
+    golden_of,
     greedy_positions,
     read_bundle,
     write_bundle,
 )
-from envs.contract import PORTFOLIO_FEATURES, ActionKind
+from envs.contract import PORTFOLIO_FEATURES, ActionKind, Window
 from envs.costs import Costs
+from envs.ensemble import Ensemble
 from envs.limits import Limits
 
 SPAN = Span(2766, 2900)
@@ -90,17 +94,42 @@ def recorded(window, layers, heads, sessions=9, action=ActionKind.DISCRETE):
     median, spread = (torch.tensor(numbers) for numbers in (policy.scaler.median, policy.scaler.spread))
     scaled = ((torch.tensor(features) - median) / spread).clip(-5, 5).float()
     outputs = net(scaled, torch.tensor(portfolio), sessions).detach().numpy()
-    return policy, {"features": features, "portfolio": portfolio, "outputs": outputs}
+    return policy, golden_of(policy, features, portfolio, [outputs])
 
 
-def manifest_of(policy, **others):
+def recorded_ensemble(combination="mean", weights=()):
+    """Three networks of different windows, depths, scalers and meanings of their outputs, and what they answer."""
+    kinds = [(6, 1, 0, ActionKind.DISCRETE), (20, 2, 3, ActionKind.CONTINUOUS), (9, 1, 4, ActionKind.DISCRETE)]
+    networks, outputs = [], []
+    rng = np.random.default_rng(1)
+    features = rng.normal(0, 1, (20, 5, FEATURES)).astype(np.float32)
+    portfolio = rng.uniform(-1, 1, (5, 2)).astype(np.float32)
+    for number, (window, layers, heads, action) in enumerate(kinds):
+        torch.manual_seed(number)
+        net = Reference(layers, heads, 3 if action is ActionKind.DISCRETE else 1)
+        scaler = Scaler(median=(0.1 * number,) * FEATURES, spread=(1.0 + number,) * FEATURES)
+        network = replace(net.policy(action, window, heads, 9), name=f"seed-{number}", scaler=scaler)
+        scaled = torch.tensor(scaler.transform(features[-window:]))
+        outputs.append(net(scaled, torch.tensor(portfolio), 9).detach().numpy())
+        networks.append(network)
+    policy = Ensemble("three", tuple(networks), combination, weights)
+    return policy, golden_of(policy, features, portfolio, outputs)
+
+
+def altered(folder, change):
+    """Changes the manifest of a bundle and seals it again, as one would who knows how."""
+    head = json.loads((folder / "manifest.json").read_bytes())
+    del head["sha256"]
+    change(head["manifest"])
+    (folder / "manifest.json").write_bytes(_manifest_bytes(head))
+
+
+def manifest_of(policy):
     """A manifest in which little but the network matters."""
     return Manifest(
         features=tuple(FeatureEntry(name=f"f{number}", look_back=1) for number in range(FEATURES)),
         feature_schema_hash="",
-        window=policy.window,
-        action=policy.action,
-        scaler=policy.scaler,
+        policy=PolicyEntry.describing(policy),
         symbols=("A",),
         exchange="XNYS",
         limits=Limits(),
@@ -111,7 +140,6 @@ def manifest_of(policy, **others):
         code="",
         results={},
         verdict=Verdict(decision="reject", reasons=()),
-        **{"attention_heads": policy.attention_heads, "attention_sessions": policy.attention_sessions, **others},
     )
 
 
@@ -122,7 +150,7 @@ def test_numpy_policy_equals_torch_layers(layers, heads, window, action):
     policy, golden = recorded(window, layers, heads, action=action)
     answer = policy.outputs(golden["features"], golden["portfolio"])
     assert answer.dtype == np.float32
-    np.testing.assert_allclose(answer, golden["outputs"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(answer, golden["outputs-0"], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("layers", "heads"), NETWORKS)
@@ -172,21 +200,106 @@ def test_policy_with_attention_that_does_not_fit_is_refused(tmp_path, stated, mi
     with pytest.raises(BundleError, match=words):
         replace(policy, weights=weights, **stated)
     if stated.get("attention_heads") != -3 and not missing:
+        folder = tmp_path / "bundle"
+        write_bundle(folder, manifest_of(policy), policy, golden, {})
+        altered(folder, lambda manifest: manifest["policy"]["members"][0].update(stated))
         with pytest.raises(BundleError, match=words):
-            write_bundle(tmp_path / "bundle", manifest_of(policy, **stated), policy, golden, {})
+            read_bundle(folder)
 
 
 def test_bundle_of_an_older_format_is_refused(tmp_path):
     policy, golden = recorded(6, 1, 0)
     folder = tmp_path / "bundle"
     write_bundle(folder, manifest_of(policy), policy, golden, {})
-    head = json.loads((folder / "manifest.json").read_bytes())
-    del head["sha256"]
-    assert head["manifest"]["format"] == 3
-    head["manifest"]["format"] = 2
-    (folder / "manifest.json").write_bytes(_manifest_bytes(head))
-    with pytest.raises(BundleError, match="written by another version"):
+    assert json.loads((folder / "manifest.json").read_bytes())["manifest"]["format"] == 4
+    altered(folder, lambda manifest: manifest.update(format=3))
+    with pytest.raises(BundleError, match=r"written by another version .* export it again with this one"):
         read_bundle(folder)
+
+
+def window_of(golden, ready=True):
+    """The golden observation as a policy sees it."""
+    count = golden["portfolio"].shape[0]
+    closes = np.ones(golden["features"].shape[:2])
+    known = golden["features"], closes, golden["portfolio"], np.full(count, ready)
+    return Window(date(2010, 1, 4), tuple("ABCDE"[:count]), *known)
+
+
+@pytest.mark.parametrize(
+    ("combination", "weights"), [("mean", ()), ("vote", ()), ("sharpe", (0.5, 0.2, 0.3)), ("sharpe", (0.0, 1.0, 0.0))]
+)
+def test_bundle_of_an_ensemble_comes_back_and_decides_as_it_did(tmp_path, combination, weights):
+    policy, golden = recorded_ensemble(combination, weights)
+    write_bundle(tmp_path / "bundle", manifest_of(policy), policy, golden, {})
+    bundle = read_bundle(tmp_path / "bundle")
+    assert (bundle.policy.name, bundle.policy.combination, bundle.policy.weights) == ("three", combination, weights)
+    assert [member.name for member in bundle.policy.members] == ["seed-0", "seed-1", "seed-2"]
+    assert [member.window for member in bundle.policy.members] == [6, 20, 9]
+    assert (bundle.manifest.window, bundle.policy.window) == (20, 20)
+    assert bundle.manifest.history_sessions == 20 + 1
+    answer = bundle.policy.decide(window_of(golden))
+    np.testing.assert_array_equal(answer, policy.decide(window_of(golden)))
+    np.testing.assert_allclose(answer, golden["positions"], atol=1e-5)
+    assert len(set(np.round(answer, 3))) > 1
+    assert bundle.policy.decide(window_of(golden, ready=False)).tolist() == [0.0] * 5
+
+
+def test_bundle_of_an_ensemble_of_one_stays_an_ensemble(tmp_path):
+    member, golden = recorded(20, 1, 0, action=ActionKind.CONTINUOUS)
+    policy = Ensemble("one", (member,), "vote")
+    golden = golden_of(policy, golden["features"], golden["portfolio"], [golden["outputs-0"]])
+    write_bundle(tmp_path / "bundle", manifest_of(policy), policy, golden, {})
+    answer = read_bundle(tmp_path / "bundle").policy.decide(window_of(golden))
+    assert set(answer) <= {-1.0, 0.0, 1.0}
+    assert set(member.decide(window_of(golden))) - {-1.0, 0.0, 1.0}  # it alone answers by degrees
+
+
+def swap_members(manifest):
+    manifest["policy"]["members"].reverse()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda manifest: manifest["policy"].update(combination="vote", weights=[]), "what they come to"),
+        (lambda manifest: manifest["policy"].update(weights=[0.2, 0.5, 0.3]), "what they come to"),
+        (lambda manifest: manifest["policy"]["members"][2].update(window=8), r"off \(seed-2\)"),
+        (lambda manifest: manifest["policy"]["members"][1]["scaler"].update(clip=0.5), r"off \(seed-1\)"),
+        (swap_members, "attention of 4 heads"),
+        (lambda manifest: manifest["policy"]["members"].pop(), "written by another version"),
+        (lambda manifest: manifest["policy"].update(weights=[0.5, 0.3, 0.3]), "written by another version"),
+        (lambda manifest: manifest["policy"].update(combination=None), "written by another version"),
+        (lambda manifest: manifest["policy"].update(combination=None, weights=[]), "written by another version"),
+    ],
+)
+def test_bundle_whose_manifest_tells_of_another_ensemble_is_refused(tmp_path, change, words):
+    policy, golden = recorded_ensemble("sharpe", (0.5, 0.2, 0.3))
+    folder = tmp_path / "bundle"
+    write_bundle(folder, manifest_of(policy), policy, golden, {})
+    altered(folder, change)
+    with pytest.raises(BundleError, match=words):
+        read_bundle(folder)
+
+
+@pytest.mark.parametrize("part", ["outputs-0", "outputs-1", "outputs-2", "positions"])
+def test_bundle_of_an_ensemble_with_another_golden_answer_is_refused(tmp_path, part):
+    policy, golden = recorded_ensemble()
+    wrong = {**golden, part: golden[part] + np.float32(1e-3)}
+    with pytest.raises(BundleError, match=r"answers 0\.001 off"):
+        write_bundle(tmp_path / "bundle", manifest_of(policy), policy, wrong, {})
+    del wrong[part]
+    with pytest.raises(BundleError, match=f"lacks {part}"):
+        write_bundle(tmp_path / "bundle", manifest_of(policy), policy, wrong, {})
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_bundle_of_what_is_no_network_or_is_described_wrongly_is_refused(tmp_path):
+    policy, golden = recorded_ensemble()
+    mixed = replace(policy, members=(*policy.members, Erratic()))
+    with pytest.raises(BundleError, match="three: erratic is no network"):
+        PolicyEntry.describing(mixed)
+    with pytest.raises(BundleError, match="the manifest describes another policy"):
+        write_bundle(tmp_path / "bundle", manifest_of(replace(policy, combination="vote")), policy, golden, {})
 
 
 def test_ledger_rows_add_up(panel):

@@ -18,7 +18,8 @@ def test_backtest_of_a_baseline_saves_ledgers_that_add_up_and_a_page(command, tm
     done = command("swing-rl", *arguments)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
-    assert [f["name"] for f in told["figures"]] == ["momentum-12-1", "equal-weight", "buy-and-hold", "cash"]
+    others = ["equal-weight", "buy-and-hold", "vol-target-10", "sma-10-50", "cash"]
+    assert [f["name"] for f in told["figures"]] == ["momentum-12-1", *others]
     ledger = Ledger.load(tmp_path / "out" / "ledgers" / "momentum-12-1")
     assert str(ledger.account["session"][0]) == told["figures"][0]["first_session"] == "2010-01-04"
     assert ledger.account["equity"][-1] == pytest.approx(told["figures"][0]["final_equity_usd"])

@@ -42,6 +42,7 @@ class FakePolicy:
     limits: dict[str, Any] = field(default_factory=lambda: {"max_gross": 0.95})
     needs_account: bool = False
     verdict: str = "promote"
+    override: str | None = None
     status: int = 200
     tamper: Callable[[dict[str, Any]], Any] = lambda answer: answer
     asked: list[DecisionRequest] = field(default_factory=list)
@@ -71,6 +72,7 @@ class FakePolicy:
             answer = {
                 "contract": 1,
                 **self._identity(),
+                "override": self.override,
                 "request_id": asked.request_id,
                 "as_of_session": asked.as_of_session.isoformat(),
                 "computed_at": datetime.now(UTC).isoformat(),

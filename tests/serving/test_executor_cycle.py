@@ -16,6 +16,8 @@ from desk import AS_OF, NEW_YORK, SECRETS, Desk, flat_bars, order_of
 
 from data_pipeline.errors import ConfigError, LiveError
 from envs.limits import Limits
+from serving.contract import DecisionResponse
+from serving.executor import gates
 from serving.executor.broker import Broker
 from serving.executor.config import Credentials, ExecutorConfig
 from serving.executor.cycle import CycleReport
@@ -345,6 +347,32 @@ def test_rejected_policy_holds_in_paper_and_warns_in_dry_run(desk: Desk) -> None
     assert rehearsal.state == "planned"
     assert any("rejected by its judge" in warning for warning in rehearsal.warnings)
     assert desk.cycle("paper", allow_rejected=True).state == "done"
+
+
+def test_rejected_policy_with_an_override_trades_on_paper_and_every_report_says_why(desk: Desk) -> None:
+    desk.policy.verdict, desk.policy.override = "reject", "rehearsal of the desk"
+    warning = "policy toy-1 was rejected by its judge and is used by override: rehearsal of the desk"
+    for mode, state in (("dry-run", "planned"), ("paper", "done"), ("paper", "already-done")):
+        report = desk.cycle(mode)
+        assert (report.state, report.verdict, report.warnings.count(warning)) == (state, "reject", 1)
+    assert desk.held == {"AAA": 400.0, "BBB": -500.0}
+
+
+@pytest.mark.parametrize(
+    ("verdict", "override", "mode", "held"),
+    [
+        ("promote", None, "live", False),
+        ("reject", None, "paper", True),
+        ("reject", "rehearsal", "dry-run", False),
+        ("reject", "rehearsal", "paper", False),
+        ("reject", "rehearsal", "live", True),
+    ],
+)
+def test_override_counts_in_no_mode_that_trades_money(
+    verdict: str, override: str | None, mode: str, held: bool
+) -> None:
+    answer = DecisionResponse.model_construct(policy_version="toy-1", verdict=verdict, override=override)
+    assert gates.verdict_reasons(answer, mode) == (["policy toy-1 was rejected by its judge"] if held else [])
 
 
 @pytest.mark.parametrize("mode", ["dry-run", "paper"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,10 @@ from data_pipeline.folds import Span
 from data_pipeline.panel import Panel
 from data_pipeline.scaling import fit_scaler
 from envs.backtest import Ledger, backtest
-from envs.bundle import Bundle, FeatureEntry, LstmPolicy, Manifest, Verdict
+from envs.bundle import Bundle, FeatureEntry, LstmPolicy, Manifest, PolicyEntry, Verdict
 from envs.contract import PORTFOLIO_FEATURES, ActionKind
 from envs.costs import Costs
+from envs.ensemble import Ensemble
 from envs.limits import Limits
 from serving.contract import DecisionResponse, ModelInfo
 from serving.policy.decide import decide, model_info
@@ -76,8 +78,12 @@ def market(history: pl.DataFrame) -> Panel:
 
 @pytest.fixture(scope="module")
 def policy(market: Panel) -> LstmPolicy:
+    return network(market)
+
+
+def network(market: Panel, seed: int = 5, window: int = WINDOW, training: tuple[int, int] = (0, 300)) -> LstmPolicy:
     """One that never learnt, changes its mind often, and looks at its own position."""
-    rng = np.random.default_rng(5)
+    rng = np.random.default_rng(seed)
     shapes = {
         "lstm.weight_ih": (4 * HIDDEN, len(FEATURES.names)),
         "lstm.weight_hh": (4 * HIDDEN, HIDDEN),
@@ -88,16 +94,14 @@ def policy(market: Panel) -> LstmPolicy:
         "actor.bias": (2,),
     }
     weights = {name: rng.normal(0, 0.7, shape).astype(np.float32) for name, shape in shapes.items()}
-    return LstmPolicy("restless", WINDOW, weights, fit_scaler(market, Span(0, 300)), ActionKind.CONTINUOUS)
+    return LstmPolicy("restless", window, weights, fit_scaler(market, Span(*training)), ActionKind.CONTINUOUS)
 
 
-def bundle_of(policy: LstmPolicy, market: Panel, limits: Limits) -> Bundle:
+def bundle_of(policy: LstmPolicy | Ensemble, market: Panel, limits: Limits) -> Bundle:
     manifest = Manifest(
         features=tuple(FeatureEntry(name=f.name, look_back=f.look_back) for f in FEATURES.features),
         feature_schema_hash=FEATURES.schema_hash,
-        window=policy.window,
-        action=policy.action,
-        scaler=policy.scaler,
+        policy=PolicyEntry.describing(policy),
         symbols=market.symbols,
         exchange=market.exchange,
         limits=limits,
@@ -150,6 +154,23 @@ def test_decisions_of_successive_sessions_are_the_ledgers(
     assert name == "equal" or not ledger.positions["target_weight"].equals(plain.positions["target_weight"])
 
 
+def test_decisions_of_an_ensemble_of_different_windows_and_scalers_are_the_ledgers(
+    history: pl.DataFrame, market: Panel, policy: LstmPolicy
+) -> None:
+    other, third = network(market, 6, 3, (0, 200)), network(market, 7, 25, (100, 300))
+    ensemble = Ensemble("together", (policy, other, third), "sharpe", (0.5, 0.2, 0.3))
+    bundle = bundle_of(ensemble, market, Limits())
+    assert bundle.manifest.history_sessions == 25 + 20
+    ledger = backtest(ensemble, market, SPAN, Limits(), Costs())
+    for t in range(SPAN.start - 1, SPAN.stop - 1, 7):
+        answer = answer_after(t, history, market, ledger, bundle)
+        theirs = decided(ledger, market.sessions[t + 1].item())
+        assert answer.left_alone == [symbol for symbol, weight in theirs.items() if weight is None], market.sessions[t]
+        given = {symbol: weight for symbol, weight in theirs.items() if weight is not None}
+        assert answer.weights == pytest.approx(given, abs=1e-9), market.sessions[t]
+    assert ledger.positions["target_position"].n_unique() > 200
+
+
 def test_symbol_that_did_not_trade_is_left_alone_and_not_closed(
     history: pl.DataFrame, market: Panel, policy: LstmPolicy
 ) -> None:
@@ -181,6 +202,17 @@ def test_limits_that_remember_refuse_a_request_without_the_accounts_past(
     assert request.account is not None
     with pytest.raises(BarsError, match="request account: absent"):
         decide(request.model_copy(update={"account": None}), bundle, FEATURES)
+
+
+@pytest.mark.parametrize("override", [None, "rehearsal of the desk"])
+def test_decision_tells_the_override_of_its_bundle(
+    override: str | None, history: pl.DataFrame, market: Panel, policy: LstmPolicy
+) -> None:
+    bundle = bundle_of(policy, market, Limits())
+    manifest = bundle.manifest.model_copy(update={"verdict": Verdict(decision="reject", reasons=(), override=override)})
+    ledger = backtest(policy, market, SPAN, Limits(), Costs())
+    answer = answer_after(400, history, market, ledger, replace(bundle, manifest=manifest))
+    assert (answer.verdict, answer.override) == ("reject", override)
 
 
 @pytest.mark.parametrize(("name", "needed"), [("all", True), ("unshortable", False)])
