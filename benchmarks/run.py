@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.shape import shown
 
 ROOT = Path(__file__).parents[1]
-NAMES = ("features", "simulator", "training", "learning", "scaling")
+NAMES = ("features", "simulator", "training", "learning", "scaling", "judge")
 
 
 def main() -> None:
@@ -38,9 +38,15 @@ def _page(results: list[dict[str, Any]]) -> str:
             f"{result['when']}, commit {result['commit']}, {result['machine']}",
             "",
         ]
-        lines += _scores(result) if "scores" in result else _figures(result)
+        kinds = {"scores": _scores, "figures": _figures}
+        lines += next((rows for name, rows in kinds.items() if name in result), _numbers)(result)
         lines += ["", *(f"Skipped: {peer}, {why}." for peer, why in result["skipped"].items()), ""]
     return "\n".join(lines)
+
+
+def _numbers(result: dict[str, Any]) -> list[str]:
+    rest = {k: v for k, v in result.items() if k not in ("benchmark", "when", "commit", "machine", "skipped")}
+    return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rest.items())]
 
 
 def _figures(result: dict[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 config      the one settings tree
 console     progress bars and tables
 cli         the `swing-rl` command
+records     its commands for the trial ledger and the registry of bundles
 jobs        the same commands as Ray jobs
 learning    network, RLModule, training
 judging     baselines, sweep, validation, report, export

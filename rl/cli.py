@@ -18,18 +18,21 @@ from rl.config import load_config
 from rl.jobs import jobs_app
 from rl.learning.cluster import ray_session
 from rl.learning.settings import AlgorithmName
+from rl.records import ledger_app, registry_app
 
 app = typer.Typer(
     name="swing-rl",
     help="Learn and judge: train recurrent policies on Ray workers, sweep over walk-forward folds, "
     "validate the winner on an untouched holdout, export it.\n\n"
-    "The usual order: tune, validate, export; then `swing-live serve`. "
+    "The usual order: tune, validate, export, register, promote; then `swing-live serve`. "
     "Every command also runs as a Ray job: `swing-rl jobs submit -- tune --config … --out …`.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
 app.add_typer(jobs_app, name="jobs")
+app.add_typer(ledger_app, name="ledger")
+app.add_typer(registry_app)
 
 ConfigFile = Annotated[
     Path | None,
@@ -96,13 +99,22 @@ def train_command(
 
 @app.command("tune")
 def tune_command(
-    out: Annotated[Path, typer.Option(help="Folder of the sweep; finished trainings in it are re-used.")],
+    out: Annotated[str, typer.Option(help="Folder of the sweep, or an s3:// URI.")],
     config: ConfigFile = None,
     assignments: Settings = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a sweep that was interrupted or killed.")
+    ] = False,
+    project: Annotated[
+        str | None, typer.Option(help="Folder or URI that holds the trial ledger; none: the one that --out is in.")
+    ] = None,
     address: Address = None,
     as_json: Json = False,
 ) -> None:
     """Sweep the search space over the walk-forward folds with Ray Tune.
+
+    Every trial that is ever scored goes into the project's trial ledger, which the judge counts. A sweep that was
+    interrupted goes on with --resume; what finished is not trained again. TensorBoard: tensorboard --logdir OUT/ray
 
     Example: swing-rl tune --config tune_configs/sweep.yaml --out runs/sweep
     """
@@ -113,25 +125,57 @@ def tune_command(
     console = Console()
     with ray_session(address):
         if as_json:
-            typer.echo(json.dumps(tune(settings, out).tree()))
+            typer.echo(json.dumps(tune(settings, out, resume=resume, project=project).tree()))
             return
         with sweep_bar(console, "sweep") as show:
-            sweep = tune(settings, out, show)
+            sweep = tune(settings, out, show, resume, project)
     console.print(sweep_table(sweep))
+
+
+@app.command("results")
+def results_command(
+    sweep: Annotated[str, typer.Argument(help="Folder or s3:// URI of a sweep, finished or not.")],
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page with plots to this file; it needs no network.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a sweep tried and how each configuration did, also while it runs or after it was interrupted.
+
+    With --json the sweep is printed as one object, with what the trial ledger counts.
+
+    Example: swing-rl results runs/sweep --html runs/sweep.html
+    """
+    from rl.console import print_results  # noqa: PLC0415
+    from rl.judging.results import read_results, write_results  # noqa: PLC0415
+
+    results = read_results(sweep)
+    if html is not None:
+        write_results(html, results)
+    if as_json:
+        typer.echo(json.dumps(results.facts()))
+        return
+    print_results(Console(highlight=False), results)
+    if html is not None:
+        typer.echo(f"page: {html}")
 
 
 @app.command("validate")
 def validate_command(
-    sweep: Annotated[Path, typer.Argument(help="Folder of a finished sweep.")],
+    sweep: Annotated[str, typer.Argument(help="Folder or URI of a finished sweep.")],
     out: Annotated[Path, typer.Option(help="Folder for the final run, ledgers, figures and report.")],
     address: Address = None,
     as_json: Json = False,
 ) -> None:
-    """Train the sweep's winner once more and judge it on the untouched holdout.
+    """Judge the sweep's winner: the search as a whole, then the holdout, opened on record, and its zero-skill twins.
+
+    The judge asks, in this order: does the best of all that were tried beat the benchmark by more than the search
+    explains (SPA)? Is what is best in one half of the sessions good in the other (PBO)? Does it earn more than the
+    benchmark on the holdout, and more than its twins? Thresholds are those of judge.* in the sweep's settings.
 
     Example: swing-rl validate runs/sweep --out runs/verdict
     """
-    from rl.console import training_bar, validation_table  # noqa: PLC0415
+    from rl.console import evidence_table, judging_bar, validation_table  # noqa: PLC0415
     from rl.judging.validate import validate  # noqa: PLC0415
 
     console = Console()
@@ -139,19 +183,25 @@ def validate_command(
         if as_json:
             typer.echo(json.dumps(validate(sweep, out).tree()))
             return
-        with training_bar(console, "training the winner") as show:
-            validation = validate(sweep, out, show)
-    console.print(validation_table(validation))
+        with judging_bar(console) as (show, show_twins):
+            validation = validate(sweep, out, show, show_twins)
+    console.print(evidence_table(validation.evidence))
+    if validation.figures:
+        console.print(validation_table(validation))
     console.print(f"verdict: {validation.verdict.decision}")
     for reason in validation.verdict.reasons:
         console.print(f"  {reason}")
-    console.print(f"report: {out / 'report.html'}")
+    if validation.figures:
+        console.print(f"report: {out / 'report.html'}")
 
 
 @app.command("backtest")
 def backtest_command(
     policy: Annotated[
-        str, typer.Argument(help="Folder of a bundle, or equal-weight, buy-and-hold, momentum-12-1, cash.")
+        str,
+        typer.Argument(
+            help="Folder of a bundle, or equal-weight, buy-and-hold, momentum-12-1, vol-target-10, sma-10-50, cash."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for ledgers and report.")],
     config: ConfigFile = None,

@@ -27,7 +27,7 @@ from data_pipeline.build import build
 from data_pipeline.panel import open_panel
 from data_pipeline.sessions import next_session
 from rl.config import load_config
-from rl.console import sweep_bar, sweep_table, training_bar, validation_table
+from rl.console import evidence_table, judging_bar, sweep_bar, sweep_table, validation_table
 from rl.judging.export import export
 from rl.judging.tune import folds_of, tune
 from rl.judging.validate import Validation, validate
@@ -66,10 +66,10 @@ def main() -> None:
             console,
             3,
             "Verdict",
-            "the winner, trained once more by PPO on two Ray workers, meets the holdout",
+            "the search as a whole, then the holdout, opened on record, and the winner's zero-skill twins",
         )
-        with training_bar(console, "training the winner") as show_training:
-            validation = validate(OUT / "sweep", OUT / "verdict", show_training)
+        with judging_bar(console) as (show_training, show_twins):
+            validation = validate(OUT / "sweep", OUT / "verdict", show_training, show_twins)
 
     _step(console, 4, "Bundle", "weights and manifest, every byte hashed, no pickle")
     bundle = export(OUT / "verdict", OUT / "bundle")
@@ -85,6 +85,7 @@ def main() -> None:
         report = _decide(panel.sessions[-1].item())
 
     _step(console, 6, "Result", f"in {time.monotonic() - started:.0f} s")
+    console.print(evidence_table(validation.evidence))
     console.print(validation_table(validation))
     _print_verdict(console, validation)
     _print_orders(console, report)

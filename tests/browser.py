@@ -49,3 +49,30 @@ def brightness(page: Page, selector: str, style: str) -> float:
     page.wait_for_selector(selector)
     colour: str = page.eval_on_selector(selector, f"element => getComputedStyle(element).{style}")
     return float(np.mean([int(part) for part in re.findall(r"\d+", colour)[:3]]))
+
+
+def collisions(page: Page) -> list[str]:
+    """What a reader of the plots would stumble over: texts that cover one another or leave their plot."""
+    page.wait_for_function("[...document.querySelectorAll('.js-plotly-plot')].every(plot => plot._fullLayout)")
+    page.wait_for_timeout(200)  # a responsive plot is drawn once more at its final width
+    found: list[str] = page.evaluate(_COLLISIONS)
+    return found
+
+
+_COLLISIONS = """() => [...document.querySelectorAll('.js-plotly-plot')].flatMap(plot => {
+  const kinds = ['.xtick', '.ytick', '[class*=title]', '.legend', '.annotation', '.cbaxis'].map(kind => `${kind} text`);
+  const around = plot.getBoundingClientRect();
+  const texts = [...new Set(kinds.flatMap(kind => [...plot.querySelectorAll(kind)]))]
+    .filter(text => text.textContent.trim())
+    .map(text => ({ name: `${plot.id}: ${text.textContent}`, box: text.getBoundingClientRect() }))
+    .filter(({ box }) => box.width > 0);
+  const apart = (a, b) => a.right - 1 <= b.left || b.right - 1 <= a.left
+    || a.bottom - 2 <= b.top || b.bottom - 2 <= a.top;
+  const out = ({ box }) => box.left < around.left - 1 || box.right > around.right + 1
+    || box.top < around.top - 1 || box.bottom > around.bottom + 1;
+  return [
+    ...texts.filter(out).map(({ name }) => `${name} leaves its plot`),
+    ...texts.flatMap((one, i) => texts.slice(i + 1).filter(other => !apart(one.box, other.box))
+      .map(other => `${one.name} covers ${other.name}`)),
+  ];
+})"""

@@ -20,16 +20,16 @@ from asking import request_after
 from data_pipeline.assemble import build_panel
 from data_pipeline.features import FeatureSet
 from data_pipeline.folds import Span
-from data_pipeline.panel import open_panel
 from data_pipeline.scaling import fit_scaler
 from envs.backtest import backtest
-from envs.bundle import LstmPolicy, read_bundle, write_bundle
+from envs.bundle import LstmPolicy, PolicyEntry, golden_of, read_bundle, write_bundle
 from envs.contract import ActionKind
 from envs.limits import Limits
 from envs.market import Market
 from envs.swing import SwingVectorEnv
 from product import BIN, ROOT, environment
 from rl.judging.export import disagreement
+from rl.judging.trial_ledger import TrialLedger
 from rl.judging.tune import read_sweep
 from rl.judging.validate import read_validation
 from rl.learning.network import SwingNet, policy_arrays
@@ -54,13 +54,15 @@ def restless(story, tmp_path_factory):
     torch.manual_seed(3)
     net = SwingNet(len(manifest.features), ActionKind.DISCRETE, ModelConfig(hidden=16))
     torch.nn.init.normal_(net.actor.weight, std=2.0)
-    policy = LstmPolicy("restless", manifest.window, policy_arrays(net), manifest.scaler, manifest.action)
-    panel = open_panel(next((story.root / "panels").iterdir()))
+    told = manifest.policy.members[0]
+    policy = LstmPolicy("restless", told.window, policy_arrays(net), told.scaler, told.action)
+    panel = read_validation(story.verdict).open_panel()
     features = panel.features[2000 : 2000 + policy.window, [0, 3, 4]]
     portfolio = np.zeros((3, 2), np.float32)
     _, outputs = disagreement(policy, features, portfolio)
     folder = tmp_path_factory.mktemp("restless") / "bundle"
-    write_bundle(folder, manifest, policy, {"features": features, "portfolio": portfolio, "outputs": outputs}, {})
+    manifest = manifest.model_copy(update={"policy": PolicyEntry.describing(policy)})
+    write_bundle(folder, manifest, policy, golden_of(policy, features, portfolio, [outputs]), {})
     return folder
 
 
@@ -84,7 +86,12 @@ def test_story_leaves_what_it_promises(story):
     assert validation.figures[0].name == "ppo-lstm"
     assert {"buy-and-hold", "equal-weight", "cash"} < {f.name for f in validation.figures}
     assert (story.verdict / "report.html").stat().st_size > 1e6
-    assert len((story.sweep / "holdout_openings.jsonl").read_text().splitlines()) == 1
+    ledger = TrialLedger(str(story.root))
+    assert [opened.sweep for opened in ledger.openings()] == [sweep.id]
+    assert [judged.decision for judged in ledger.judgements()] == [validation.verdict.decision]
+    assert ledger.count() == 2
+    assert len(validation.twins.twins) == 2
+    assert len(list((story.root / "panels").iterdir())) == 1  # a build must not go on from a twin's panel
     bundle = read_bundle(story.bundle)
     assert bundle.manifest.verdict.decision == validation.verdict.decision
     assert not [p for p in story.bundle.rglob("*") if p.suffix in (".pkl", ".pt", ".pickle")]

@@ -1,4 +1,4 @@
-"""Figures of a ledger with their uncertainty, and the verdict that they allow.
+"""Figures of a ledger with their uncertainty.
 
 Returns are simple, one per session, net of costs, `[T]`. Everything is a fraction unless its name says
 otherwise, and a year has 252 sessions. Equity that reaches zero stays there: no account trades on.
@@ -6,7 +6,6 @@ otherwise, and a year has 252 sessions. Equity that reaches zero stays there: no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import date
 from typing import NamedTuple
 
@@ -14,8 +13,6 @@ import numpy as np
 import polars as pl
 
 from data_pipeline.config import Config
-from data_pipeline.errors import ConfigError
-from envs import bundle
 from envs.backtest import COST_KINDS, Ledger
 from envs.contract import Floats, Ints
 from envs.costs import SESSIONS_PER_YEAR
@@ -93,13 +90,6 @@ class Comparison(Config):
     """One-sided: how often a true excess of zero would look at least this good."""
     block_sessions: int
     """Mean block length of the bootstrap."""
-
-
-class Verdict(bundle.Verdict):
-    """Whether a policy may be used, and why, with the figures behind it."""
-
-    comparisons: tuple[Comparison, ...]
-    """One for each benchmark that had to be beaten."""
 
 
 def figures(ledger: Ledger) -> Figures:
@@ -226,62 +216,6 @@ def compare(policy: Ledger, benchmark: Ledger, seed: int = 0) -> Comparison:
         upper=float(2.0 * mean - low) * SESSIONS_PER_YEAR,
         p_value=(1 + extreme) / (1 + _DRAWS),
         block_sessions=block,
-    )
-
-
-def verdict(
-    policy: Ledger,
-    baselines: Sequence[Ledger],
-    against: Sequence[str] = ("equal-weight", "buy-and-hold"),
-    seed: int = 0,
-) -> Verdict:
-    """Returns promote if the policy traded and its excess over every named benchmark is surely above zero.
-
-    Surely means that the lower end of the 95 % interval is above zero. That interval is for one candidate
-    taken by itself: it does not correct for the number of configurations that were tried before this one
-    was chosen, which makes promotion too easy by an amount that grows with that number. Show the number
-    beside the verdict.
-
-    Args:
-        policy: What is judged.
-        baselines: Ledgers over the same sessions; those not named in `against` play no part.
-        against: Names of the benchmarks to beat.
-        seed: Of the bootstrap.
-
-    Raises:
-        ConfigError: No benchmark is named, or one that is not among `baselines`.
-    """
-    known = {ledger.name: ledger for ledger in baselines}
-    strangers = [name for name in against if name not in known]
-    if strangers or not against:
-        raise ConfigError(
-            f"benchmarks to beat: {', '.join(strangers) or '(none)'}; name one or more of {', '.join(known)}"
-        )
-    comparisons = tuple(compare(policy, known[name], seed) for name in against)
-    sessions, trades = len(policy.account), figures(policy).trades
-    objections = []
-    if trades == 0:
-        objections.append(f"{policy.name} made no trade in {sessions} sessions, so it showed nothing.")
-    if sessions < MINIMUM_SESSIONS:
-        objections.append(f"{sessions} sessions are too few to judge on; {MINIMUM_SESSIONS} are the least.")
-    beaten = all(comparison.lower > 0 for comparison in comparisons)
-    return Verdict(
-        decision="promote" if beaten and not objections else "reject",
-        reasons=(*objections, *map(_sentence, comparisons)),
-        comparisons=comparisons,
-    )
-
-
-def _sentence(comparison: Comparison) -> str:
-    meaning = (
-        "is above zero, so the gain is unlikely to be luck alone"
-        if comparison.lower > 0
-        else "is not above zero, so luck is not ruled out"
-    )
-    return (
-        f"The excess over {comparison.benchmark} is {comparison.excess:+.1%} a year, with a 95 % interval "
-        f"from {comparison.lower:+.1%} to {comparison.upper:+.1%} and p = {comparison.p_value:.3f}; "
-        f"the lower end {meaning}."
     )
 
 

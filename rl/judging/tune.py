@@ -1,21 +1,31 @@
 """Ray Tune over configurations and walk-forward folds.
 
-A trial trains one configuration on fold after fold and is scored on what it never trained on: the Sharpe
-ratio of the concatenated returns on the folds' test spans, net of costs, with the window replay that serving
-uses. The holdout is not read.
+A trial trains one configuration on fold after fold and is scored on what it never trained on: the Sharpe ratio of the
+concatenated returns on the folds' test spans, net of costs, with the window replay that serving uses; of several
+seeds, the median. The holdout is not read.
 
-    <out>/sweep.json             settings, panel, every trial's figures by fold, the winner; written last
-    <out>/trials/<digest>/<fold> training runs, named by configuration: a repeated sweep re-uses finished ones
-    <out>/ray/                   Ray Tune's own files, TensorBoard's among them
+    <out>/sweep.json                              settings, panel, every trial's figures by fold; written last
+    <out>/config.json                             what is swept; written first
+    <out>/trials/<digest>/seed-<seed>/<fold>/     trainings, named by configuration
+    <out>/ray/                                    Ray Tune's own files, TensorBoard's among them
+    <project>/ledger/                             every trial ever scored in the project (`trial_ledger`)
+
+`out` may be an s3:// URI: then Tune's files stay on the driver's node, and the rest is in the bucket. Tune's own state
+is not needed to go on: a sweep that was interrupted, or killed, takes everything from the ledger and the trainings.
+
+Population-based training is left out on purpose: it ends in a schedule of settings that one fold's luck has made, and
+there is nothing to train anew on the next fold.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+import shutil
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from ray import tune as ray_tune
@@ -26,17 +36,22 @@ from data_pipeline.errors import RunError
 from data_pipeline.folds import Fold, walk_forward
 from data_pipeline.panel import Panel, open_panel
 from envs.backtest import backtest
-from rl.config import Axis, RunConfig, with_values
+from rl.config import RunConfig, with_values
+from rl.judging.course import Course, Job, chosen, score_of, seeds_of, spread_of
 from rl.judging.metrics import sharpe
+from rl.judging.place import Place, Training, parent, training_name
+from rl.judging.trial_ledger import TrialLedger, TrialRecord
 from rl.learning.panels import panel_at, share_panel
 from rl.learning.train import train
 
 
 class FoldScore(Config):
-    """One configuration on one fold."""
+    """One training."""
 
     fold: str
     """Name of the fold."""
+    seed: int = 0
+    """train.seed of the training."""
     sharpe: float
     """Annualised, of the returns on the fold's test span."""
     total_return: float
@@ -48,27 +63,37 @@ class FoldScore(Config):
 class Trial(Config):
     """One configuration."""
 
+    number: int = 0
+    """In the order in which they were begun."""
     values: dict[str, Any]
     """Dotted path -> value, what the search space chose."""
     config_hash: str
     """Of the resolved settings."""
+    status: Literal["finished", "stopped", "failed"] = "finished"
+    """stopped: early, because others did better."""
     folds: tuple[FoldScore, ...]
-    """In time order; fewer than the sweep's folds if the trial failed."""
+    """In time order, all seeds of each; fewer than the sweep's folds if the trial failed or was stopped."""
     score: float | None
-    """Annualised Sharpe ratio of the test returns of all folds in one series; None if the trial failed."""
+    """Annualised Sharpe ratio of the test returns of all folds in one series, the median over seeds; None if the trial
+    failed."""
+    quartiles: tuple[float, float] | None = None
+    """Of the seeds' ratios; None if the trial failed."""
     error: str | None = None
     """Why it failed."""
 
     @property
     def label(self) -> str:
         """The values, short enough for a table."""
-        texts = {path: f"{v:.4g}" if isinstance(v, float) else str(v) for path, v in self.values.items()}
-        return ", ".join(f"{path.split('.')[-1]}={text}" for path, text in texts.items()) or "as configured"
+        return label_of(self.values) or "as configured"
 
 
 class Sweep(Config):
     """A finished sweep."""
 
+    id: str
+    """Its name in the trial ledger."""
+    project: str
+    """Folder or URI of the project, which holds the ledger."""
     config: RunConfig
     """Settings common to all trials."""
     panel: str
@@ -76,7 +101,9 @@ class Sweep(Config):
     folds: int
     """Number of walk-forward folds."""
     trials: tuple[Trial, ...]
-    """Best first, failed ones last."""
+    """Finished ones, best first; then stopped ones; then failed ones."""
+    ledger_head: str
+    """Number and hash of the trial ledger's newest entry when the sweep was finished."""
 
     @property
     def winner(self) -> RunConfig:
@@ -94,180 +121,304 @@ def folds_of(panel: Panel, config: RunConfig) -> tuple[tuple[Fold, ...], Fold]:
     return walk_forward(len(panel.sessions), first_ready + config.model.window_sessions, config.folds)
 
 
-def tune(config: RunConfig, out: Path, on_result: Callable[[int, int], None] = lambda *_: None) -> Sweep:
+def tune(
+    config: RunConfig,
+    out: str | Path,
+    on_result: Callable[[int, int], None] = lambda *_: None,
+    resume: bool = False,
+    project: str | None = None,
+) -> Sweep:
     """Runs the sweep and returns it; needs a Ray connection.
 
     Args:
         config: Settings, the search space among them.
-        out: The sweep's folder; trainings that finished there before are re-used.
-        on_result: Called with (fold trainings done, fold trainings in all).
+        out: The sweep's folder or s3:// URI.
+        on_result: Called with (trainings done, trainings in all).
+        resume: Go on with a sweep that was interrupted; nothing that finished is trained again.
+        project: Folder or URI of the trial ledger; None: the one that `out` is in.
 
     Raises:
         ConfigError: The search space names an unknown path or an impossible value.
-        RunError: Every trial failed, or `out` holds a sweep of other settings.
+        RunError: Every trial failed, `out` holds a sweep of other settings, or one that is not to be resumed.
     """
     _check_space(config)
-    _claim(out, config)
+    place = Place(str(out))
+    sweep_id = _claim(place, config, resume)
+    project = project or parent(str(out))
     panel_folder = build(config.data).resolve()
-    folds, _ = folds_of(open_panel(panel_folder), config)
+    panel = open_panel(panel_folder)
+    folds, _ = folds_of(panel, config)
+    course = Course(config, sweep_id, panel, panel_folder.name, folds, TrialLedger(project))
     shelf = share_panel(panel_folder)
-    results = list(_fit(config, panel_folder, folds, out.resolve(), on_result))
+    _fit(course, panel_folder, folds, place, on_result)
     del shelf  # trials on other nodes may ask for the panel until here
-    trials = tuple(sorted(results, key=lambda trial: -np.inf if trial.score is None else trial.score, reverse=True))
-    if trials[0].score is None:
-        raise RunError(f"{out}: every trial failed; the first said: {trials[0].error}")
-    sweep = Sweep(config=config, panel=str(panel_folder), folds=len(folds), trials=trials)
-    scratch = out / "sweep.json.writing"
-    scratch.write_text(json.dumps(sweep.tree(), indent=1), encoding="utf-8")
-    scratch.replace(out / "sweep.json")
+    trials = tuple(sorted(map(trial_of, course.ledger.trials(sweep_id)), key=_rank))
+    if not trials or trials[0].score is None:
+        raise RunError(f"{out}: every trial failed; the first said: {trials[0].error if trials else 'nothing'}")
+    sweep = Sweep(
+        id=sweep_id,
+        project=project,
+        config=config,
+        panel=str(panel_folder),
+        folds=len(folds),
+        trials=trials,
+        ledger_head=course.ledger.head().text,
+    )
+    place.write("sweep.json", json.dumps(sweep.tree(), indent=1))
     return sweep
 
 
-def read_sweep(out: Path) -> Sweep:
+def read_sweep(out: str | Path) -> Sweep:
     """Returns the finished sweep in `out`.
 
     Raises:
         RunError: There is none.
     """
     try:
-        return Sweep.of(json.loads((out / "sweep.json").read_text(encoding="utf-8")), str(out / "sweep.json"))
-    except (OSError, ValueError) as error:
+        return Sweep.of(json.loads(Place(str(out)).read("sweep.json") or ""), f"{out}/sweep.json")
+    except ValueError as error:
         raise RunError(f"{out}: holds no finished sweep ({error}); run `swing-rl tune --out {out}`") from error
 
 
 def run_trial(
-    values: Mapping[str, Any],
+    job: Job,
     config: RunConfig,
     panel_folder: Path,
-    folds: tuple[Fold, ...],
-    out: Path,
-    on_fold: Callable[[Trial], None],
-) -> Trial:
-    """Trains one configuration fold after fold and returns it scored; `on_fold` sees each intermediate state."""
-    chosen = with_values(config, {**values, "train.env_runners": config.tune.env_runners}, "trial")
-    folder = out / "trials" / chosen.digest()[:16]
-    panel = panel_at(panel_folder)
-    returns: list[np.ndarray[Any, Any]] = []
-    scores: list[FoldScore] = []
-    for fold in folds:
-        trained = train(chosen, panel_folder, fold.train, folder / fold.name, resume=True)
-        env = chosen.env
-        ledger = backtest(trained.policy, panel, fold.test, env.limits, env.costs, env.initial_cash_usd)
-        ledger.save(folder / fold.name / "test")
-        returns.append(ledger.returns())
-        scores.append(
-            FoldScore(
-                fold=fold.name,
-                sharpe=sharpe(returns[-1]).ratio,
-                total_return=float(np.prod(1.0 + returns[-1]) - 1.0),
-                seconds=round(trained.seconds, 2),
-            )
+    folds: Sequence[Fold],
+    root: str,
+    on_fold: Callable[[int, float, list[Training]], None],
+) -> None:
+    """Trains one configuration fold after fold; a training that finished before is not repeated.
+
+    Args:
+        job: The configuration, and the folds that it is to be trained on.
+        config: Settings of the sweep.
+        panel_folder: Of the panel.
+        folds: Of the sweep.
+        root: Of the sweep.
+        on_fold: Is told the number of folds done, the score so far, and the trainings of the latest fold.
+    """
+    place, settings, panel = Place(root), chosen(config, job.values), panel_at(panel_folder)
+    digest, done = settings.digest(), list[list[Training]]()
+    for fold in [fold for fold in folds if fold.name in job.folds]:
+        done.append(
+            [
+                place.training(digest, seed, fold.name) or _trained(place, settings, seed, fold, panel, panel_folder)
+                for seed in seeds_of(config)
+            ]
         )
-        trial = Trial(
-            values=dict(values),
-            config_hash=chosen.digest(),
-            folds=tuple(scores),
-            score=sharpe(np.concatenate(returns)).ratio,
-        )
-        on_fold(trial)
-    return trial
+        series = [np.concatenate([np.array(each.returns) for each in of_seed]) for of_seed in zip(*done, strict=True)]
+        score, _ = spread_of([sharpe(returns).ratio for returns in series])
+        on_fold(len(done), score or 0.0, done[-1])
 
 
-class _Count(ray_tune.Callback):  # type: ignore[misc]
-    """Counts fold trainings for a progress display."""
+def _trained(place: Place, settings: RunConfig, seed: int, fold: Fold, panel: Panel, panel_folder: Path) -> Training:
+    """Trains on one fold, measures on its test span, and keeps both."""
+    digest = settings.digest()
+    folder = place.folder / training_name(digest, seed, fold.name)
+    seeded = with_values(settings, {"train.seed": seed}, "trial")
+    trained = train(seeded, panel_folder, fold.train, folder, resume=True)
+    env = seeded.env
+    ledger = backtest(trained.policy, panel, fold.test, env.limits, env.costs, env.initial_cash_usd)
+    ledger.save(folder / "test")
+    returns = ledger.returns()
+    training = Training(
+        seed=seed,
+        fold=fold.name,
+        first_session=ledger.account["session"][0],
+        last_session=ledger.account["session"][-1],
+        sharpe=sharpe(returns).ratio,
+        total_return=float(np.prod(1.0 + returns) - 1.0),
+        seconds=round(trained.seconds, 2),
+        returns=tuple(returns.tolist()),
+        files=tuple(sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())),
+    )
+    place.finish(digest, training)
+    return training
 
-    def __init__(self, on_result: Callable[[int, int], None], total: int) -> None:
-        self.on_result, self.total, self.done = on_result, total, 0
 
-    def on_trial_result(self, *_: Any, **__: Any) -> None:
-        self.done += 1
-        self.on_result(self.done, self.total)
+class _Feed(ray_tune.search.Searcher):  # type: ignore[misc]
+    """Hands the course's jobs to Tune."""
+
+    def __init__(self, course: Course) -> None:
+        super().__init__(metric="score", mode="max")
+        self._course = course
+        self.jobs: dict[str, Job] = {}
+
+    def suggest(self, trial_id: str) -> Any:
+        job = self._course.next()
+        if job is None:
+            return ray_tune.search.Searcher.FINISHED
+        self.jobs[trial_id] = job
+        fold = {"fold": job.folds[0]} if self._course.config.tune.parallel_folds else {}
+        return {"trial": job.trial, **fold, **job.values}
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        """The callback hears of it, with the error's text."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """The ledger keeps what matters."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """See `save`."""
 
     def __getstate__(self) -> dict[str, Any]:
-        # Tune pickles its callbacks beside the sweep; a live display neither can nor need be kept.
+        return {}
+
+
+class _Clerk(ray_tune.Callback):  # type: ignore[misc]
+    """Tells the course what Tune hears from trials."""
+
+    def __init__(self, course: Course, feed: _Feed, on_result: Callable[[int, int], None]) -> None:
+        self._course, self._feed, self._on_result = course, feed, on_result
+
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:  # noqa: ARG002
+        job = self._feed.jobs[trial.trial_id]
+        self._course.scored(job.trial, [Training.of(each, "trial") for each in result["trainings"]])
+        self._on_result(*self._course.trainings)
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:  # noqa: ARG002
+        self._course.ended(self._feed.jobs[trial.trial_id])
+        self._on_result(*self._course.trainings)
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:  # noqa: ARG002
+        said = str(trial.get_error() or "").strip().splitlines()
+        self._course.ended(self._feed.jobs[trial.trial_id], said[-1] if said else "ended without a word")
+        self._on_result(*self._course.trainings)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune pickles its callbacks beside the sweep; the ledger neither can nor need be kept there.
+        return {}
+
+
+class _Halving(ray_tune.Stopper):  # type: ignore[misc]
+    """Asks the course whether a trial goes on."""
+
+    def __init__(self, course: Course, feed: _Feed) -> None:
+        self._course, self._feed = course, feed
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return self._course.stops(self._feed.jobs[trial_id].trial, result["folds_done"], result["score"])
+
+    def stop_all(self) -> bool:
+        return False
+
+    def __getstate__(self) -> dict[str, Any]:
         return {}
 
 
 def _fit(
-    config: RunConfig,
-    panel_folder: Path,
-    folds: tuple[Fold, ...],
-    out: Path,
-    on_result: Callable[[int, int], None],
-) -> Iterator[Trial]:
+    course: Course, panel_folder: Path, folds: Sequence[Fold], place: Place, on_result: Callable[[int, int], None]
+) -> None:
+    on_result(*course.trainings)
+    if not course.jobs_left:
+        return
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune would take Ctrl-C for "done" and return half a sweep
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the newer console output ignores verbose=0
-    tree = config.tree()
+    config, feed = course.config, _Feed(course)
+    tree, root = config.tree(), place.root if "://" in place.root else str(Path(place.root).resolve())
+    names = tuple(fold.name for fold in folds)
 
     def trainable(values: dict[str, Any]) -> None:
+        number, fold = values.pop("trial"), values.pop("fold", None)
+        job = Job(number, values, (fold,) if fold else names)
         run_trial(
-            values,
+            job,
             RunConfig.of(tree),
             panel_folder,
             folds,
-            out,
-            lambda trial: ray_tune.report({"score": trial.score, "trial": trial.tree()}),
+            root,
+            lambda done, score, trainings: ray_tune.report(
+                {"score": score, "folds_done": done, "trainings": [each.tree() for each in trainings]}
+            ),
         )
 
+    local = place.folder.resolve() / "ray"
+    shutil.rmtree(local, ignore_errors=True)  # of a sweep that was interrupted: what it finished is told again
     bundles = [{"CPU": 1.0}] * (1 + config.tune.env_runners)
     tuner = ray_tune.Tuner(
         ray_tune.with_resources(trainable, ray_tune.PlacementGroupFactory(bundles)),
-        param_space={path: _axis(axis) for path, axis in config.tune.space.items()},
         tune_config=ray_tune.TuneConfig(
             metric="score",
             mode="max",
-            num_samples=config.tune.samples,
-            search_alg=ray_tune.search.BasicVariantGenerator(random_state=config.tune.seed),
-            trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
+            num_samples=course.jobs_left,
+            search_alg=feed,
+            trial_dirname_creator=lambda trial: _folder_name(trial.config),
         ),
         run_config=ray_tune.RunConfig(
             name="ray",
-            storage_path=str(out),
+            storage_path=str(local.parent),
             verbose=0,
-            callbacks=[_Count(on_result, count_of(config) * len(folds))],
+            stop=_Halving(course, feed),
+            callbacks=[_Clerk(course, feed, on_result)],
             failure_config=ray_tune.FailureConfig(max_failures=1),
         ),
     )
-    for result in tuner.fit():
-        yield _trial_of(result, len(folds))
+    tuner.fit()
 
 
-def _trial_of(result: Any, folds: int) -> Trial:
-    trial = Trial.of(result.metrics["trial"]) if "trial" in (result.metrics or {}) else None
-    if trial is not None and result.error is None and len(trial.folds) == folds:
-        return trial
-    done = trial.folds if trial is not None else ()
-    said = str(result.error).strip().splitlines()[-1] if result.error else f"ended after {len(done)} of {folds} folds"
-    return Trial(values=dict(result.config or {}), config_hash="", folds=done, score=None, error=said)
+def label_of(values: Mapping[str, Any]) -> str:
+    """Returns values by the last part of their paths, short enough for a table; empty for none."""
+    texts = {path: f"{v:.4g}" if isinstance(v, float) else str(v) for path, v in values.items()}
+    return ", ".join(f"{path.split('.')[-1]}={text}" for path, text in texts.items())
 
 
-def count_of(config: RunConfig) -> int:
-    """Returns the number of configurations that the search space makes."""
-    grids = [len(axis.grid) for axis in config.tune.space.values() if axis.grid is not None]
-    return int(np.prod(grids, dtype=int)) * config.tune.samples
+def _folder_name(values: Mapping[str, Any]) -> str:
+    rest = {path: value for path, value in values.items() if path != "trial"}
+    label = label_of(rest).replace(", ", ",")
+    return f"trial-{values['trial']:04d} {label}".strip().replace("/", "_")[:120]
 
 
-def _axis(axis: Axis) -> Any:
-    if axis.grid is not None:
-        return ray_tune.grid_search(list(axis.grid))
-    if axis.choice is not None:
-        return ray_tune.choice(list(axis.choice))
-    if axis.uniform is not None:
-        return ray_tune.uniform(*axis.uniform)
-    if axis.loguniform is not None:
-        return ray_tune.loguniform(*axis.loguniform)
-    raise AssertionError("an axis has exactly one kind")
+def trial_of(record: TrialRecord) -> Trial:
+    """Returns a trial as the ledger has it; one without an end counts as failed."""
+    score, quartiles = score_of(record)
+    ended = record.ended
+    status = ended.status if ended is not None else "failed"
+    return Trial(
+        number=record.began.trial,
+        values=dict(record.began.values),
+        config_hash=record.began.config_hash,
+        status=status,
+        folds=tuple(
+            FoldScore(
+                fold=each.fold,
+                seed=each.seed,
+                sharpe=each.sharpe,
+                total_return=each.total_return,
+                seconds=each.seconds,
+            )
+            for each in sorted(record.scores, key=lambda each: (each.first_session, each.seed))
+        ),
+        score=None if status == "failed" else score,
+        quartiles=None if status == "failed" else quartiles,
+        error=ended.error if ended is not None else "it did not end",
+    )
+
+
+def _rank(trial: Trial) -> tuple[int, float]:
+    return ("finished", "stopped", "failed").index(trial.status), -(trial.score or 0.0)
 
 
 def _check_space(config: RunConfig) -> None:
     for path, axis in config.tune.space.items():
-        for value in axis.grid or axis.choice or axis.uniform or axis.loguniform or ():
+        for value in axis.extremes:
             with_values(config, {path: value}, f"tune.space {path}")
 
 
-def _claim(out: Path, config: RunConfig) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    path, text = out / "config.json", json.dumps(config.tree(), indent=1, sort_keys=True)
-    if path.is_file() and path.read_text(encoding="utf-8") != text:
-        raise RunError(f"{out}: holds a sweep of other settings; choose another --out")
-    path.write_text(text, encoding="utf-8")
+def _claim(place: Place, config: RunConfig, resume: bool) -> str:
+    """Returns the sweep's id, new or that of the one to go on with."""
+    text = place.read("config.json")
+    if text is None:
+        fresh = f"{place.root.rstrip('/').rpartition('/')[-1]}-{uuid.uuid4().hex[:8]}"
+        place.write("config.json", json.dumps({"sweep": fresh, "config": config.tree()}, indent=1, sort_keys=True))
+        return fresh
+    if not resume:
+        raise RunError(f"{place.root}: holds a sweep already; add --resume to go on with it, or choose another --out")
+    try:
+        head = json.loads(text)
+        found, name = head["config"], str(head["sweep"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{place.root}/config.json: is not readable ({error}); choose another --out") from error
+    if found != config.tree():
+        raise RunError(f"{place.root}: holds a sweep of other settings; choose another --out")
+    return name

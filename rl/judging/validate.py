@@ -1,51 +1,81 @@
-"""The sweep's winner on the untouched holdout, against baselines, net of costs.
+"""The sweep's winner before its judge: what the search showed, then the holdout, opened on record.
 
-<out>/final/             training run of the winner on the final fold
-<out>/ledgers/<name>/    what each account did on the holdout
-<out>/validation.json    figures, comparison, verdict; written last
-<out>/report.html        the same for people
-<sweep>/holdout_openings.jsonl   one line for every time the holdout was opened
+<out>/final/seed-<seed>/  training runs of the winner on the final fold
+<out>/twins/              the same of its zero-skill twins
+<out>/ledgers/<name>/     what each account did on the holdout
+<out>/validation.json     evidence, figures, verdict; written last
+<out>/report.html         the same for people
+<project>/ledger/         the trial ledger: every opening of the holdout and every verdict is in it for ever
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from data_pipeline.config import Config
 from data_pipeline.errors import RunError
+from data_pipeline.folds import Fold
 from data_pipeline.panel import Panel, open_panel
 from data_pipeline.scaling import Scaler
 from envs.backtest import Ledger, backtest
 from envs.bundle import LstmPolicy
 from envs.contract import Policy
-from rl.config import RunConfig
+from envs.ensemble import Ensemble
+from rl.config import RunConfig, with_values
 from rl.judging.baselines import BASELINES
-from rl.judging.metrics import Figures, Verdict, figures, verdict
+from rl.judging.course import seeds_of
+from rl.judging.evidence import Evidence, evidence_of, series_of
+from rl.judging.explain import Regime, regimes
+from rl.judging.frontier import Frontier, frontier
+from rl.judging.metrics import Figures, compare, figures, solvent_returns
 from rl.judging.report import write_report
-from rl.judging.tune import Trial, folds_of, read_sweep
+from rl.judging.trial_ledger import Judged, Opened, TrialLedger
+from rl.judging.tune import Sweep, Trial, folds_of, read_sweep
+from rl.judging.twins import Twins, ranked, twin_ratios
+from rl.judging.verdict import (
+    Gate,
+    Verdict,
+    holdout_gate,
+    search_gates,
+    shut_gate,
+    substance_gate,
+    twins_gate,
+    verdict_of,
+)
 from rl.learning.train import Progress, policy_of, train
 
 
 class Validation(Config):
     """What the judge found."""
 
+    sweep: str
+    """Its name in the trial ledger."""
     config: RunConfig
     """Settings of the winner."""
     panel: str
     """Folder of the panel."""
-    run: str
-    """Folder of the final training run."""
+    runs: tuple[str, ...]
+    """Folders of the final training runs, one for each seed; several act as one, by the mean of their targets."""
     scaler: Scaler
     """Fitted on the final training span."""
     spans: dict[str, str]
     """First and last session of training and holdout, and how often the holdout has been opened."""
+    evidence: Evidence
+    """Out of sample, before the holdout."""
     figures: tuple[Figures, ...]
-    """The policy's first, then the baselines'."""
+    """On the holdout: the policy's first, then the baselines'; empty if it stayed shut."""
+    twins: Twins | None
+    """None: none were trained."""
+    frontier: Frontier | None
+    """What dearer trading and a larger account would have made of the holdout; None if it stayed shut."""
+    regimes: tuple[Regime, ...]
+    """The policy in each kind of market, on the holdout."""
     trials: tuple[Trial, ...]
-    """All that were tried."""
+    """All that were tried in this sweep."""
+    ledger_head: str
+    """Number and hash of the trial ledger's newest entry before this verdict."""
     verdict: Verdict
     """Promote or reject."""
 
@@ -53,62 +83,181 @@ class Validation(Config):
         """Returns the panel it was judged on."""
         return open_panel(Path(self.panel))
 
-    def policy(self) -> LstmPolicy:
+    def policy(self) -> LstmPolicy | Ensemble:
         """Returns the judged policy."""
-        return policy_of(Path(self.run), self.config, self.scaler)
+        return _policy([policy_of(Path(run), self.config, self.scaler) for run in self.runs])
 
 
-def validate(sweep_folder: Path, out: Path, on_progress: Callable[[Progress], None] = lambda _: None) -> Validation:
-    """Trains the winner once more up to the holdout, opens it, and judges; needs a Ray connection.
+def validate(
+    sweep_folder: str | Path,
+    out: Path,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_twin: Callable[[int, int], None] = lambda *_: None,
+) -> Validation:
+    """Judges the winner of a sweep; needs a Ray connection.
+
+    Args:
+        sweep_folder: Folder or URI of the finished sweep.
+        out: Folder for runs, ledgers, figures and report.
+        on_progress: Is told of each iteration of the final training.
+        on_twin: Is told (twins done, twins in all).
 
     Raises:
-        RunError: There is no finished sweep.
+        RunError: There is no finished sweep, or its ledger is damaged.
     """
-    sweep = read_sweep(sweep_folder)
-    config, panel_folder = sweep.winner, Path(sweep.panel)
-    panel = open_panel(panel_folder, verify=True)
-    _, final = folds_of(panel, config)
-    trained = train(config, panel_folder, final.train, out / "final", resume=True, on_progress=on_progress)
-    spans = {
-        "train": _dates(panel, final.train.start, final.train.stop),
-        "holdout": _dates(panel, final.test.start, final.test.stop),
-        "opened": str(_record_opening(sweep_folder, out)),
-    }
-    env = config.env
-    policies: tuple[Policy, ...] = (trained.policy, *BASELINES)
-    ledgers = [backtest(policy, panel, final.test, env.limits, env.costs, env.initial_cash_usd) for policy in policies]
-    for ledger in ledgers:
-        ledger.save(out / "ledgers" / ledger.name)
-    validation = Validation(
-        config=config,
-        panel=str(panel_folder),
-        run=str((out / "final").resolve()),
-        scaler=trained.policy.scaler,
-        spans=spans,
-        figures=tuple(figures(ledger) for ledger in ledgers),
-        trials=sweep.trials,
-        verdict=verdict(ledgers[0], ledgers[1:]),
-    )
-    _report(out, validation, ledgers, panel)
-    scratch = out / "validation.json.writing"
-    scratch.write_text(json.dumps(validation.tree(), indent=1), encoding="utf-8")
-    scratch.replace(out / "validation.json")
-    return validation
+    case = _Case(sweep_folder, out)
+    gates = list(search_gates(case.evidence, case.config.judge))
+    runs = case.trained(on_progress)
+    shut = case.config.judge.thrifty and not all(gate.passed for gate in gates)
+    holdout = None if shut else case.opened(runs)
+    gates += [shut_gate("holdout")] if holdout is None else [holdout.gate]
+    twins = None
+    if case.config.judge.twins and holdout is not None and not (case.config.judge.thrifty and not holdout.gate.passed):
+        twins = ranked(
+            holdout.found[0].sharpe, twin_ratios(case.config, case.panel_folder, case.final, out / "twins", on_twin)
+        )
+        gates.append(twins_gate(twins, case.config.judge))
+    elif case.config.judge.twins:
+        gates.append(shut_gate("twins"))
+    if holdout is not None:
+        gates.append(substance_gate(holdout.found[0]))
+    return case.closed(runs, gates, holdout, twins)
 
 
-def _report(out: Path, validation: Validation, ledgers: list[Ledger], panel: Panel) -> None:
-    trials = [
-        {
-            "configuration": trial.label,
-            **{score.fold: score.sharpe for score in trial.folds},
-            "all folds": trial.score,
+class _Holdout:
+    """What the accounts did on it."""
+
+    def __init__(self, ledgers: Sequence[Ledger], benchmark: str, seed: int) -> None:
+        self.ledgers = ledgers
+        self.found = tuple(figures(ledger) for ledger in ledgers)
+        rest = sorted(ledgers[1:], key=lambda ledger: ledger.name != benchmark)
+        self.comparisons = tuple(compare(ledgers[0], ledger, seed) for ledger in rest if ledger.name != "cash")
+        self.gate = holdout_gate(self.comparisons[0])
+        self.benchmark = rest[0]
+
+
+class _Case:
+    """One sweep before its judge."""
+
+    def __init__(self, sweep_folder: str | Path, out: Path) -> None:
+        self.sweep: Sweep = read_sweep(sweep_folder)
+        self.out, self.config, self.panel_folder = out, self.sweep.winner, Path(self.sweep.panel)
+        self.ledger = TrialLedger(self.sweep.project)
+        self.head = self.ledger.verify().text
+        self.panel = open_panel(self.panel_folder, verify=True)
+        self.folds, self.final = folds_of(self.panel, self.config)
+        best = self.sweep.trials[0]
+        series = series_of(
+            self.ledger.trials(self.sweep.id),
+            self.panel,
+            self.folds,
+            self.config.env,
+            BASELINES,
+            self.config.judge.benchmark,
+        )
+        self.evidence = evidence_of(series, best.number, best.label, self.ledger, self.config.judge)
+        self.times_opened = 0
+
+    def trained(self, on_progress: Callable[[Progress], None]) -> list[LstmPolicy]:
+        """Returns the winner, trained up to the holdout with each seed."""
+        found = []
+        for seed in seeds_of(self.config):
+            seeded = with_values(self.config, {"train.seed": seed}, "winner")
+            folder = self._run(seed)
+            trained = train(seeded, self.panel_folder, self.final.train, folder, resume=True, on_progress=on_progress)
+            found.append(trained.policy)
+        return found
+
+    def opened(self, runs: list[LstmPolicy]) -> _Holdout:
+        """Opens the holdout, on record before anybody looks."""
+        first, last = (self.panel.sessions[row].item() for row in (self.final.test.start, self.final.test.stop - 1))
+        by = str(self.out)
+        self.ledger.open(
+            Opened(sweep=self.sweep.id, candidate=self.evidence.winner, by=by, first_session=first, last_session=last)
+        )
+        self.times_opened = len(self.ledger.openings(first, last))
+        env, policies = self.config.env, (_policy(runs), *BASELINES)
+        ledgers = [
+            backtest(policy, self.panel, self.final.test, env.limits, env.costs, env.initial_cash_usd)
+            for policy in policies
+        ]
+        for ledger in ledgers:
+            ledger.save(self.out / "ledgers" / ledger.name)
+        return _Holdout(ledgers, self.config.judge.benchmark, self.config.judge.seed)
+
+    def closed(
+        self, runs: list[LstmPolicy], gates: list[Gate], holdout: _Holdout | None, twins: Twins | None
+    ) -> Validation:
+        """Gives the verdict and writes everything down."""
+        spans = {
+            "train": _dates(self.panel, self.final, "train"),
+            "holdout": _dates(self.panel, self.final, "test"),
+            "opened": str(self.times_opened),
         }
-        for trial in validation.trials
-    ]
+        validation = Validation(
+            sweep=self.sweep.id,
+            config=self.config,
+            panel=str(self.panel_folder),
+            runs=tuple(str(self._run(seed).resolve()) for seed in seeds_of(self.config)),
+            scaler=runs[0].scaler,
+            spans=spans,
+            evidence=self.evidence,
+            figures=() if holdout is None else holdout.found,
+            twins=twins,
+            frontier=None if holdout is None else self._frontier(holdout),
+            regimes=() if holdout is None else self._regimes(holdout),
+            trials=self.sweep.trials,
+            ledger_head=self.head,
+            verdict=verdict_of(gates, () if holdout is None else holdout.comparisons),
+        )
+        self.ledger.judge(
+            Judged(
+                sweep=self.sweep.id,
+                candidate=self.evidence.winner,
+                decision=validation.verdict.decision,
+                reasons=validation.verdict.reasons,
+                figures=self.evidence.tree(),
+            )
+        )
+        if holdout is not None:
+            _report(self.out, validation, holdout.ledgers, self.panel)
+        self.out.mkdir(parents=True, exist_ok=True)
+        scratch = self.out / "validation.json.writing"
+        scratch.write_text(json.dumps(validation.tree(), indent=1), encoding="utf-8")
+        scratch.replace(self.out / "validation.json")
+        return validation
+
+    def _frontier(self, holdout: _Holdout) -> Frontier:
+        env = self.config.env
+        found = holdout.found[[ledger.name for ledger in holdout.ledgers].index(holdout.benchmark.name)]
+        return frontier(
+            holdout.ledgers[0],
+            self.panel,
+            self.final.test,
+            env.limits,
+            env.costs,
+            env.initial_cash_usd,
+            benchmark_return=found.cagr,
+        )
+
+    def _regimes(self, holdout: _Holdout) -> tuple[Regime, ...]:
+        own, other = (solvent_returns(ledger) for ledger in (holdout.ledgers[0], holdout.benchmark))
+        return regimes(holdout.ledgers[0].account["session"].to_list(), own, other, self.panel)
+
+    def _run(self, seed: int) -> Path:
+        return self.out / "final" / f"seed-{seed}"
+
+
+def _policy(runs: Sequence[LstmPolicy]) -> LstmPolicy | Ensemble:
+    policies: Sequence[Policy] = runs
+    return runs[0] if len(runs) == 1 else Ensemble(f"{runs[0].name}-x{len(runs)}", tuple(policies))
+
+
+def _report(out: Path, validation: Validation, ledgers: Sequence[Ledger], panel: Panel) -> None:
     context = {
         "trained on": validation.spans["train"],
         "judged on": validation.spans["holdout"],
-        "times this holdout was opened": validation.spans["opened"],
+        "trial ledger's head": validation.ledger_head,
         "symbols": ", ".join(panel.symbols),
         "decision and fill": "decided at the close of a session, filled at the open of the next",
         "costs": json.dumps(validation.config.env.costs.tree()),
@@ -116,27 +265,24 @@ def _report(out: Path, validation: Validation, ledgers: list[Ledger], panel: Pan
         "bars": ", ".join(f"{key} {value}" for key, value in panel.source.items()),
         "settings": f"sha256 {validation.config.digest()}",
     }
-    title = f"{validation.figures[0].name} on {', '.join(panel.symbols)}"
     write_report(
         out / "report.html",
-        title=title,
+        title=f"{ledgers[0].name if ledgers else validation.evidence.winner} on {', '.join(panel.symbols)}",
         ledgers=ledgers,
         verdict=validation.verdict,
         context=context,
-        trials=trials,
+        evidence=validation.evidence,
+        twins=validation.twins,
+        frontier=validation.frontier,
+        regimes=validation.regimes,
+        trials=validation.trials,
+        times_opened=int(validation.spans["opened"]),
     )
 
 
-def _dates(panel: Panel, start: int, stop: int) -> str:
-    return f"{panel.sessions[start]} .. {panel.sessions[stop - 1]}"
-
-
-def _record_opening(sweep_folder: Path, out: Path) -> int:
-    """Adds a line for this opening of the holdout and returns how many there are."""
-    record = sweep_folder / "holdout_openings.jsonl"
-    with record.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"at": datetime.now(UTC).isoformat(timespec="seconds"), "by": str(out)}) + "\n")
-    return len(record.read_text(encoding="utf-8").splitlines())
+def _dates(panel: Panel, fold: Fold, name: str) -> str:
+    span = getattr(fold, name)
+    return f"{panel.sessions[span.start]} .. {panel.sessions[span.stop - 1]}"
 
 
 def read_validation(out: Path) -> Validation:

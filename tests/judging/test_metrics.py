@@ -1,4 +1,4 @@
-"""Figures by pencil, and verdicts on planted excess and on noise."""
+"""Figures by pencil, and comparisons on planted excess and on noise."""
 
 from __future__ import annotations
 
@@ -13,11 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from data_pipeline.errors import ConfigError
 from envs.backtest import COST_KINDS, Ledger
 from rl.judging.metrics import (
     Figures,
-    Verdict,
     compare,
     drawdowns,
     equity_path,
@@ -26,7 +24,6 @@ from rl.judging.metrics import (
     sharpe,
     sharpe_standard_error,
     solvent_returns,
-    verdict,
 )
 
 
@@ -212,59 +209,3 @@ def test_compare_twice_with_one_seed_is_identical() -> None:
     policy, benchmark = ledger_with(noise(1)), ledger_with(noise(2), "market")
     assert compare(policy, benchmark, seed=3) == compare(policy, benchmark, seed=3)
     assert compare(policy, benchmark, seed=3) != compare(policy, benchmark, seed=4)
-
-
-def verdict_on(excess: float, seed: int) -> Verdict:
-    rng = np.random.default_rng(seed)
-    market = rng.normal(4e-4, 0.01, 504)
-    policy = market + rng.normal(excess, 0.004, 504)
-    baselines = [
-        ledger_with(market, "equal-weight"),
-        ledger_with(market + rng.normal(0, 0.001, 504), "buy-and-hold"),
-    ]
-    return verdict(ledger_with(policy), baselines)
-
-
-def test_verdict_on_a_planted_excess_promotes() -> None:
-    results = [verdict_on(8e-4, seed) for seed in range(10)]  # 4.5 standard errors
-    assert sum(result.decision == "promote" for result in results) >= 9
-    assert all("unlikely to be luck alone" in reason for reason in results[0].reasons)
-
-
-def test_verdict_on_noise_rejects() -> None:
-    results = [verdict_on(0.0, seed) for seed in range(10)]
-    assert sum(result.decision == "reject" for result in results) >= 9
-    assert any("luck is not ruled out" in reason for reason in results[0].reasons)
-
-
-def test_verdict_with_one_benchmark_unbeaten_rejects_and_says_which() -> None:
-    policy = ledger_with(noise(1) + 1e-3)
-    better = ledger_with(noise(1) + 2e-3, "buy-and-hold")
-    result = verdict(policy, [ledger_with(noise(1), "equal-weight"), better])
-    assert result.decision == "reject"
-    assert [comparison.lower > 0 for comparison in result.comparisons] == [True, False]
-    assert result.reasons[1].startswith("The excess over buy-and-hold is -25.2% a year")
-
-
-def test_verdict_on_a_policy_that_never_traded_rejects_even_when_cash_won() -> None:
-    falling = [ledger_with(noise(1) - 5e-3, name) for name in ("equal-weight", "buy-and-hold")]
-    result = verdict(ledger_of([100.0] * 504), falling)
-    assert all(comparison.lower > 0 for comparison in result.comparisons)
-    assert result.decision == "reject"
-    assert result.reasons[0] == "policy made no trade in 504 sessions, so it showed nothing."
-
-
-@pytest.mark.parametrize("sessions", [1, 2, 7, 19])
-def test_verdict_on_too_few_sessions_rejects(sessions: int) -> None:
-    market = ledger_with(noise(1, sessions), "market")
-    result = verdict(ledger_with(noise(1, sessions) + 0.05), [market], against=["market"])
-    assert result.decision == "reject"
-    assert f"{sessions} sessions are too few" in result.reasons[0]
-
-
-@pytest.mark.parametrize("against", [(), ("equal-weight", "spy")])
-def test_verdict_against_nothing_or_a_stranger_is_an_error_that_names_the_choice(
-    against: tuple[str, ...],
-) -> None:
-    with pytest.raises(ConfigError, match=r"benchmarks to beat: (\(none\)|spy); name one or more of equal-weight"):
-        verdict(ledger_with(noise(1)), [ledger_with(noise(2), "equal-weight")], against)

@@ -20,7 +20,14 @@ from rl.learning.settings import ModelConfig
 
 STEPS = 400_000
 """Enough with small fragments of few slots, for more updates."""
-SHORT = {"model.bptt_sessions": 16, "learn.lr": 0.003, "train.envs_per_runner": 32}
+SHORT = {
+    "model.bptt_sessions": 16,
+    "train.envs_per_runner": 32,
+    "learn.lr": 0.003,
+    "learn.lr_fall": 0.5,
+    "learn.grad_clip": 0.5,
+    "learn.entropy": 0.01,
+}
 
 
 def _world(name):

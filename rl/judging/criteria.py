@@ -1,0 +1,36 @@
+"""What a candidate must pass, and how much is spent on finding out."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from data_pipeline.config import Config
+
+Level = Annotated[float, Field(gt=0, lt=1)]
+
+
+class JudgeConfig(Config):
+    """Thresholds of the verdict; see `rl.judging.verdict` for what each gate says."""
+
+    benchmark: Literal["vol-target-10", "equal-weight", "buy-and-hold", "momentum-12-1", "sma-10-50"] = "vol-target-10"
+    """Which baseline must be beaten, on the same symbols and sessions. Fixed beforehand: the best of several
+    baselines, or the one that did worst, would be another choice made after looking."""
+    superiority_level: Level = 0.05
+    """First gate: largest p-value of the test for superior predictive ability (Hansen 2005), which counts every
+    configuration of the sweep."""
+    most_overfitting: Level = 0.2
+    """Second gate: largest probability of backtest overfitting (Bailey et al. 2017)."""
+    overfitting_blocks: Annotated[int, Field(ge=2, le=20)] = 16
+    """Even number of parts that the out-of-sample sessions are cut into for it."""
+    twins: Annotated[int, Field(ge=0)] = 8
+    """Zero-skill twins: so many more trainings of the winner, on features that belong to other sessions; 0: none."""
+    twin_level: Level = 0.2
+    """Third gate: largest p-value of the candidate among its twins, (1 + those at least as good) / (1 + twins)."""
+    twin_block_sessions: Annotated[int, Field(ge=1)] = 63
+    """Length of the blocks that are permuted for a twin."""
+    thrifty: bool = False
+    """Whether twins are left out, and the holdout stays shut, once a gate before them has failed."""
+    seed: int = 0
+    """Of bootstraps and permutations."""
