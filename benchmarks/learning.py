@@ -84,7 +84,7 @@ def settings_of(algorithm: str, world: WorldEnvConfig, seed: int, steps: int | N
         {
             "model": {"hidden": 32, "bptt_sessions": 64, "action_deviation": 0.1},
             "learn": {
-                "lr": 0.003 if algorithm == "a3c" else 0.001,
+                "lr": 0.001 if algorithm != "a3c" else 0.002 if continuous else 0.003,
                 "lr_fall": 0.8,
                 "grad_clip": 5.0 if continuous or algorithm != "a3c" else 1.0,
                 "gae_lambda": 0.97 if continuous else 0.95,

@@ -51,5 +51,5 @@ def tiny_settings(root: Path) -> dict[str, object]:
         "ppo": {"epochs": 1, "minibatches": 2},
         "train": {"steps": 4096, "envs_per_runner": 32, "env_runners": 1, "iteration_steps": 2048},
         "tune": {"space": {"learn.lr": {"grid": [0.0003, 0.001]}}},
-        "judge": {"twins": 2},
+        "judge": {"twins": 2, "twin_level": 0.4},
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from data_pipeline.config import Config
 
@@ -22,7 +22,7 @@ class JudgeConfig(Config):
     configuration of the sweep."""
     most_overfitting: Level = 0.2
     """Second gate: largest probability of backtest overfitting (Bailey et al. 2017)."""
-    overfitting_blocks: Annotated[int, Field(ge=2, le=20)] = 16
+    overfitting_blocks: Annotated[int, Field(ge=2, le=20, multiple_of=2)] = 16
     """Even number of parts that the out-of-sample sessions are cut into for it."""
     twins: Annotated[int, Field(ge=0)] = 8
     """Zero-skill twins: so many more trainings of the winner, on features that belong to other sessions; 0: none."""
@@ -34,3 +34,13 @@ class JudgeConfig(Config):
     """Whether twins are left out, and the holdout stays shut, once a gate before them has failed."""
     seed: int = 0
     """Of bootstraps and permutations."""
+
+    @model_validator(mode="after")
+    def _twins_can_decide(self) -> JudgeConfig:
+        least = 1.0 / (1 + self.twins)
+        if self.twins and least > self.twin_level:
+            raise ValueError(
+                f"twins {self.twins} can give no p-value below {least:.2f}, so twin_level {self.twin_level:g} would "
+                "never be passed; train more twins, or none"
+            )
+        return self

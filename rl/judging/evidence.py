@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipeline.config import Config
+from data_pipeline.errors import RunError
 from data_pipeline.folds import Fold
 from data_pipeline.panel import Panel
 from envs.backtest import backtest
@@ -21,7 +22,7 @@ from envs.simulator import EnvConfig
 from rl.judging import significance
 from rl.judging.course import returns_of
 from rl.judging.criteria import JudgeConfig
-from rl.judging.metrics import drawdowns, sharpe
+from rl.judging.metrics import drawdowns, sharpe, solvent_returns
 from rl.judging.trial_ledger import TrialLedger, TrialRecord
 
 
@@ -118,14 +119,15 @@ def series_of(
 ) -> Series:
     """Returns the returns of all trials with a whole fold, and of the baselines on the same sessions."""
     spans = [fold.test for fold in folds]
+    account = (env.limits, env.costs, env.initial_cash_usd)
     base = {
-        policy.name: np.concatenate(
-            [backtest(policy, panel, span, env.limits, env.costs, env.initial_cash_usd).returns() for span in spans]
-        )
+        policy.name: np.concatenate([solvent_returns(backtest(policy, panel, span, *account)) for span in spans])
         for policy in baselines
     }
     sessions = tuple(panel.sessions[row].item() for span in spans for row in range(span.start, span.stop))
     scored = [record for record in records if _complete_folds(record)]
+    if not scored:
+        raise RunError("the trial ledger holds no whole fold of this sweep; is it the ledger that the sweep wrote to?")
     columns = [_filled(record, base[benchmark]) for record in scored]
     labels = tuple(record.began.trial for record in scored)
     return Series(sessions, np.stack(columns, axis=1), labels, base)

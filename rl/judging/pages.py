@@ -243,7 +243,7 @@ th:first-child { text-align: left; font-weight: 400; min-width: 7rem; }
 #figures td:nth-child(2), #figures thead th:nth-child(2), #accounts tbody tr:first-child > * { font-weight: 700; }
 #statuses { width: auto; min-width: 20rem; }
 :is(#trials, #errors) th:first-child { min-width: 0; }
-#trials thead th { white-space: nowrap; }
+#trials thead th, :is(#accounts, #comparisons, #regimes) tbody th { white-space: nowrap; }
 #trials :is(th, td):nth-child(2), #trials :is(th, td):nth-child(3), #errors :is(th, td) { text-align: left; }
 #trials td:nth-child(2), #errors td { white-space: normal; min-width: 11rem; }
 dl { margin: 0; }

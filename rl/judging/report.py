@@ -205,7 +205,7 @@ def _account_row(account: Account) -> tuple[str, ...]:
         f"{account.annual_return:+.1%}",
         f"{account.volatility:.1%}",
         f"{account.max_drawdown:.1%}",
-        f"{account.value_at_risk:.2%}",
+        f"{account.value_at_risk + 0.0:.2%}",  # not -0.00%
         f"{account.expected_shortfall:.2%}",
         f"{account.beta:.2f}",
     )

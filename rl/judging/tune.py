@@ -32,13 +32,13 @@ from ray import tune as ray_tune
 
 from data_pipeline.build import build
 from data_pipeline.config import Config
-from data_pipeline.errors import RunError
+from data_pipeline.errors import ConfigError, RunError
 from data_pipeline.folds import Fold, walk_forward
 from data_pipeline.panel import Panel, open_panel
 from envs.backtest import backtest
 from rl.config import RunConfig, with_values
 from rl.judging.course import Course, Job, chosen, score_of, seeds_of, spread_of
-from rl.judging.metrics import sharpe
+from rl.judging.metrics import sharpe, solvent_returns
 from rl.judging.place import Place, Training, parent, training_name
 from rl.judging.trial_ledger import TrialLedger, TrialRecord
 from rl.learning.panels import panel_at, share_panel
@@ -143,8 +143,8 @@ def tune(
     """
     _check_space(config)
     place = Place(str(out))
-    sweep_id = _claim(place, config, resume)
-    project = project or parent(str(out))
+    project = _absolute(project or parent(str(out)))
+    sweep_id = _claim(place, config, project, resume)
     panel_folder = build(config.data).resolve()
     panel = open_panel(panel_folder)
     folds, _ = folds_of(panel, config)
@@ -176,7 +176,7 @@ def read_sweep(out: str | Path) -> Sweep:
     """
     try:
         return Sweep.of(json.loads(Place(str(out)).read("sweep.json") or ""), f"{out}/sweep.json")
-    except ValueError as error:
+    except (ValueError, ConfigError) as error:
         raise RunError(f"{out}: holds no finished sweep ({error}); run `swing-rl tune --out {out}`") from error
 
 
@@ -221,7 +221,7 @@ def _trained(place: Place, settings: RunConfig, seed: int, fold: Fold, panel: Pa
     env = seeded.env
     ledger = backtest(trained.policy, panel, fold.test, env.limits, env.costs, env.initial_cash_usd)
     ledger.save(folder / "test")
-    returns = ledger.returns()
+    returns = solvent_returns(ledger)
     training = Training(
         seed=seed,
         fold=fold.name,
@@ -405,20 +405,27 @@ def _check_space(config: RunConfig) -> None:
             with_values(config, {path: value}, f"tune.space {path}")
 
 
-def _claim(place: Place, config: RunConfig, resume: bool) -> str:
+def _absolute(root: str) -> str:
+    return root if "://" in root else str(Path(root).resolve())
+
+
+def _claim(place: Place, config: RunConfig, project: str, resume: bool) -> str:
     """Returns the sweep's id, new or that of the one to go on with."""
     text = place.read("config.json")
     if text is None:
         fresh = f"{place.root.rstrip('/').rpartition('/')[-1]}-{uuid.uuid4().hex[:8]}"
-        place.write("config.json", json.dumps({"sweep": fresh, "config": config.tree()}, indent=1, sort_keys=True))
+        head = {"sweep": fresh, "project": project, "config": config.tree()}
+        place.write("config.json", json.dumps(head, indent=1, sort_keys=True))
         return fresh
     if not resume:
         raise RunError(f"{place.root}: holds a sweep already; add --resume to go on with it, or choose another --out")
     try:
         head = json.loads(text)
-        found, name = head["config"], str(head["sweep"])
+        found, name, ledger = head["config"], str(head["sweep"]), str(head["project"])
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{place.root}/config.json: is not readable ({error}); choose another --out") from error
     if found != config.tree():
         raise RunError(f"{place.root}: holds a sweep of other settings; choose another --out")
+    if ledger != project:
+        raise RunError(f"{place.root}: its trials are in the ledger of {ledger}; give --project {ledger}")
     return name

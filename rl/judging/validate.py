@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from data_pipeline.config import Config
-from data_pipeline.errors import RunError
+from data_pipeline.errors import ConfigError, RunError
 from data_pipeline.folds import Fold
 from data_pipeline.panel import Panel, open_panel
 from data_pipeline.scaling import Scaler
@@ -25,6 +25,7 @@ from envs.contract import Policy
 from envs.ensemble import Ensemble
 from rl.config import RunConfig, with_values
 from rl.judging.baselines import BASELINES
+from rl.judging.chain import Head
 from rl.judging.course import seeds_of
 from rl.judging.evidence import Evidence, evidence_of, series_of
 from rl.judging.explain import Regime, regimes
@@ -143,7 +144,7 @@ class _Case:
         self.sweep: Sweep = read_sweep(sweep_folder)
         self.out, self.config, self.panel_folder = out, self.sweep.winner, Path(self.sweep.panel)
         self.ledger = TrialLedger(self.sweep.project)
-        self.head = self.ledger.verify().text
+        self.head = self.ledger.verify(Head.of(self.sweep.ledger_head)).text
         self.panel = open_panel(self.panel_folder, verify=True)
         self.folds, self.final = folds_of(self.panel, self.config)
         best = self.sweep.trials[0]
@@ -156,7 +157,10 @@ class _Case:
             self.config.judge.benchmark,
         )
         self.evidence = evidence_of(series, best.number, best.label, self.ledger, self.config.judge)
-        self.times_opened = 0
+        self.holdout = tuple(
+            self.panel.sessions[row].item() for row in (self.final.test.start, self.final.test.stop - 1)
+        )
+        self.times_opened = len(self.ledger.openings(*self.holdout))
 
     def trained(self, on_progress: Callable[[Progress], None]) -> list[LstmPolicy]:
         """Returns the winner, trained up to the holdout with each seed."""
@@ -170,7 +174,7 @@ class _Case:
 
     def opened(self, runs: list[LstmPolicy]) -> _Holdout:
         """Opens the holdout, on record before anybody looks."""
-        first, last = (self.panel.sessions[row].item() for row in (self.final.test.start, self.final.test.stop - 1))
+        first, last = self.holdout
         by = str(self.out)
         self.ledger.open(
             Opened(sweep=self.sweep.id, candidate=self.evidence.winner, by=by, first_session=first, last_session=last)
@@ -294,5 +298,5 @@ def read_validation(out: Path) -> Validation:
     path = out / "validation.json"
     try:
         return Validation.of(json.loads(path.read_text(encoding="utf-8")), str(path))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ConfigError) as error:
         raise RunError(f"{out}: holds no validation ({error}); run `swing-rl validate`") from error
