@@ -100,11 +100,6 @@ def settings(world: dict[str, Any], seed: int, folder: Path, quick: bool) -> Run
                 "seed": seed,
                 "overfitting_blocks": 8 if quick else 16,
             },
-                "twins": size["twins"],
-                "twin_level": 0.5 if quick else 0.2,
-                "seed": seed,
-                "overfitting_blocks": 8 if quick else 16,
-            },
         },
         "benchmark",
     )
