@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from rl.learning.algorithm import ActorCritic, ActorCriticConfig
-from rl.learning.crew import LEAD_S
 from rl.learning.gradients import A3cWorker, Report
 
 
@@ -28,12 +27,15 @@ class A3CConfig(ActorCriticConfig):
 class A3C(ActorCritic):
     """Applies gradients on arrival."""
 
-    lead_s = LEAD_S
-
     @classmethod
     def get_default_config(cls) -> ActorCriticConfig:
         """Returns the defaults."""
         return A3CConfig()
+
+    @property
+    def lead_s(self) -> float:
+        """See `a3c.request_lead_s`."""
+        return float(self.config.request_lead_s)
 
     def training_step(self) -> None:
         """Applies gradients until `iteration_steps` were done; those still under way arrive in the next call."""

@@ -77,6 +77,7 @@ class ActorCriticConfig(AlgorithmConfig):
         self.normalise_advantages = learn.normalise_advantages
         self.max_staleness = a3c.max_staleness
         self.staleness_aware = a3c.staleness_aware
+        self.request_lead_s = a3c.request_lead_s
         self.request_timeout_s = a3c.request_timeout_s
         self.total_steps = amount.steps
         self.iteration_steps = amount.iteration_steps
@@ -99,6 +100,7 @@ class ActorCriticConfig(AlgorithmConfig):
         staleness_aware: bool = NotProvided,
         total_steps: int = NotProvided,
         iteration_steps: int = NotProvided,
+        request_lead_s: float = NotProvided,
         request_timeout_s: float = NotProvided,
         **kwargs: Any,
     ) -> ActorCriticConfig:
@@ -164,8 +166,6 @@ class ActorCritic(Algorithm):
     """The driver's side; subclasses say in `training_step` who waits for whom."""
 
     config: ActorCriticConfig
-    lead_s = 0.0
-    """So long before it is expected to answer, a worker may get its next request."""
 
     def setup(self, config: AlgorithmConfig) -> None:
         """Builds workers, learner and counters."""
@@ -215,6 +215,11 @@ class ActorCritic(Algorithm):
             vector = self.learner("vector")
             self._sent = (self.version, ray.put(vector) if self.crew_size else vector)
         return self._sent[1]
+
+    @property
+    def lead_s(self) -> float:
+        """So long before it is expected to answer, a worker may get its next request."""
+        return 0.0
 
     @property
     def crew_size(self) -> int:

@@ -90,6 +90,7 @@ def algorithm_config(settings: EngineConfig, context: Mapping[str, Any], seed: i
         normalise_advantages=learn.normalise_advantages,
         max_staleness=settings.a3c.max_staleness,
         staleness_aware=settings.a3c.staleness_aware,
+        request_lead_s=settings.a3c.request_lead_s,
         request_timeout_s=settings.a3c.request_timeout_s,
         total_steps=amount.steps,
         iteration_steps=min(amount.iteration_steps, amount.steps),

@@ -25,8 +25,6 @@ log = logging.getLogger(__name__)
 MOST_FAILURES = 3
 """Exceptions inside workers, with no answer in between, that are taken for bad luck."""
 PING_EVERY_S = 0.5
-LEAD_S = 0.02
-"""What an answer and the next request take on their way, when other processes want the processor too."""
 _LATEST = 0.3
 """Share of the latest duration in what a worker's next request is expected to take."""
 

@@ -83,6 +83,9 @@ class A3cConfig(Config):
     sent. Where all are equally fast it is one less than the number of workers."""
     staleness_aware: bool = False
     """Whether the step size of a gradient is divided by its staleness (Zhang et al. 2016)."""
+    request_lead_s: NonNegative = 0.02
+    """A worker gets its next request so long before it is expected to answer the last one: what both take on their way.
+    It never waits then, but its next weights lack its own latest gradient. 0: it is asked when it has answered."""
     request_timeout_s: PositiveFloat = 120.0
     """A worker that has not answered for so long is killed and started anew."""
 

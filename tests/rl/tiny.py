@@ -32,6 +32,7 @@ def tiny(
 ) -> ActorCriticConfig:
     """Returns a configuration; four fragments make an iteration."""
     tree = {"model": {**MODEL, **(model or {})}, "learn": dict(learn or {}), "train": {**_TRAIN, **train}}
+    tree["a3c"] = {"request_lead_s": 0.0}  # each gradient on the weights that the one before it made
     return algorithm_config(EngineConfig.of(tree, "tiny"), CONTEXT)
 
 
