@@ -112,7 +112,8 @@ def finished(tmp_path_factory):
     """A sweep with folds side by side, one impossible configuration among two."""
     folder = tmp_path_factory.mktemp("finished")
     tree = settings(folder)
-    space = {"env.episode_sessions": {"grid": [64, 5000]}, "learn.lr": {"loguniform": [0.0003, 0.003]}}
+    space = {"train.algorithm": {"grid": ["ppo", "a3c"]}, "learn.lr": {"loguniform": [0.0003, 0.003]}}
+    tree["model"] = {**tree["model"], "critic_dropout": 0.2}
     tree |= {"tune": {"space": space, "parallel_folds": True}}
     tree["train"] = {"steps": 2048, "envs_per_runner": 32, "iteration_steps": 1024}
     (folder / "sweep.yaml").write_text(yaml.safe_dump(tree))
@@ -126,7 +127,7 @@ def test_trial_that_fails_is_told_with_its_error_and_stops_no_other(finished):
     good, bad = sweep["trials"]
     assert (good["status"], bad["status"]) == ("finished", "failed")
     assert [score["fold"] for score in good["folds"]] == ["fold-1", "fold-2"]
-    assert "no symbol is complete for 5000 sessions" in bad["error"]
+    assert "model.critic_dropout with a3c" in bad["error"]
     assert bad["score"] is None
 
 
@@ -146,10 +147,11 @@ def test_tensorboard_finds_readable_runs_with_their_settings(finished):
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
     runs = sorted(path.name for path in (finished / "sweep" / "ray").glob("trial-*"))
-    assert [name for name in runs if name.startswith("trial-0000 fold=fold-1,episode_sessions=64,lr=")]
-    run = finished / "sweep" / "ray" / next(name for name in runs if name.startswith("trial-0000 fold=fold-1"))
+    name = next(name for name in runs if name.startswith("trial-0000 fold=fold-1,lr=0.00"))
+    assert name.endswith(",algorithm=ppo")
+    run = finished / "sweep" / "ray" / name
     events = EventAccumulator(str(run))
     events.Reload()
     assert "ray/tune/score" in events.Tags()["scalars"]
     data = HParamsPluginData.FromString(events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content)
-    assert {"env.episode_sessions", "learn.lr"} <= set(data.session_start_info.hparams)
+    assert {"train.algorithm", "learn.lr"} <= set(data.session_start_info.hparams)
