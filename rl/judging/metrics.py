@@ -16,9 +16,8 @@ from data_pipeline.config import Config
 from envs.backtest import COST_KINDS, Ledger
 from envs.contract import Floats, Ints
 from envs.costs import SESSIONS_PER_YEAR
+from rl.judging.significance import MINIMUM_SESSIONS
 
-MINIMUM_SESSIONS = 20
-"""With fewer, a bootstrap interval is too narrow to be believed."""
 _DRAWS = 4000
 _NO_VARIANCE = 1e-12
 

@@ -19,7 +19,8 @@ from data_pipeline.config import Config
 from envs import bundle
 from rl.judging.criteria import JudgeConfig
 from rl.judging.evidence import Evidence
-from rl.judging.metrics import MINIMUM_SESSIONS, Comparison, Figures
+from rl.judging.metrics import Comparison, Figures
+from rl.judging.significance import MINIMUM_SESSIONS
 from rl.judging.twins import Twins
 
 
