@@ -8,35 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from datetime import date
 from pathlib import Path
 
 from data_pipeline.blobs import blobs_at
-from data_pipeline.config import Config
 from data_pipeline.errors import RunError
+from rl.judging.trial_ledger import Measured
 
 _RECORD = "training.json"
 
 
-class Training(Config):
-    """One training of a configuration, measured on what it was not trained on."""
+class Training(Measured):
+    """One training of a configuration, as its sweep keeps it."""
 
-    seed: int
-    """train.seed of it."""
-    fold: str
-    """Name of the fold."""
-    first_session: date
-    """First session of `returns`."""
-    last_session: date
-    """Last session of `returns`."""
-    sharpe: float
-    """Annualised."""
-    total_return: float
-    """A fraction, net of costs."""
-    seconds: float
-    """Wall time of the training."""
-    returns: tuple[float, ...]
-    """On the fold's test span, one fraction for each session, net of costs."""
     files: tuple[str, ...]
     """Everything that it wrote, relative to its folder."""
 

@@ -54,13 +54,9 @@ class Began(Config):
     """Id of the data snapshot and where its bars come from."""
 
 
-class Scored(Config):
-    """A training was measured on what it was not trained on."""
+class Measured(Config):
+    """What one training came to on what it was not trained on."""
 
-    sweep: str
-    """Id of its sweep."""
-    trial: int
-    """Its number in the sweep."""
     seed: int
     """Of the training."""
     fold: str
@@ -77,6 +73,15 @@ class Scored(Config):
     """Wall time of the training."""
     returns: tuple[float, ...]
     """Out of sample, one fraction for each session, net of costs."""
+
+
+class Scored(Measured):
+    """A training was measured on what it was not trained on."""
+
+    sweep: str
+    """Id of its sweep."""
+    trial: int
+    """Its number in the sweep."""
 
 
 class Ended(Config):
