@@ -14,7 +14,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -137,9 +137,19 @@ class SwingNet(nn.Module):
         """Returns the market's share of the dense layer before its tanh, `[..., D]`."""
         return functional.linear(told, self.trunk.weight[:, : self.model.hidden], self.trunk.bias)
 
-    def heads(self, drive: Tensor, portfolio: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the actor's outputs `[..., A]` and the values `[...]` of drives `[..., D]`, portfolios `[..., P]`."""
-        dense = torch.tanh(drive + functional.linear(portfolio, self.trunk.weight[:, self.model.hidden :]))
+    def heads(self, drive: Tensor, portfolio: Tensor, dense: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Returns the actor's outputs `[..., A]` and the values `[...]` of drives `[..., D]`, portfolios `[..., P]`.
+
+        Args:
+            drive: As `drive` returns it.
+            portfolio: What the account adds.
+            dense: The dense layer of just these, `[..., D]`, if it is known; gradients flow as if it were not.
+        """
+        joins = self.trunk.weight[:, self.model.hidden :]
+        if dense is None:
+            dense = torch.tanh(drive + functional.linear(portfolio, joins))
+        else:
+            dense = cast("Tensor", _KnownDense.apply(drive, portfolio, joins, dense))
         if self.training and self.model.critic_dropout:
             valued = functional.dropout(dense, self.model.critic_dropout)
             return self.actor(dense), self.critic(valued)[..., 0]
@@ -183,6 +193,21 @@ class SwingNet(nn.Module):
         mixed = functional.scaled_dot_product_attention(query, key, value, seen[:, None])
         added: Tensor = self.attention_out(mixed.permute(2, 0, 1, 3).reshape(steps, rows, width))
         return added
+
+
+class _KnownDense(torch.autograd.Function):
+    """tanh(drive + portfolio · joins') whose value was computed before, in another way."""
+
+    @staticmethod
+    def forward(ctx: Any, drive: Tensor, portfolio: Tensor, joins: Tensor, dense: Tensor) -> Tensor:
+        ctx.save_for_backward(portfolio, dense)
+        return dense.view_as(dense)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        portfolio, dense = ctx.saved_tensors
+        inner = torch.ops.aten.tanh_backward(grads[0], dense)
+        return inner, None, inner.flatten(0, -2).t() @ portfolio.flatten(0, -2), None
 
 
 def flat(tensors: Sequence[Tensor]) -> Floats32:

@@ -214,7 +214,8 @@ class Sampler:
             market[t + 1 :, slots] = rest
             starts[t + 1, slots] = True
         self._state = self._carried(after, pieces, starts)
-        outputs, values = net.heads(_joined(drive, pieces), torch.from_numpy(portfolio))
+        told = (_joined(drive, pieces), torch.from_numpy(portfolio), torch.from_numpy(acting.dense))
+        outputs, values = net.heads(*told)
         likelihoods, entropies = net.judge(permitted(outputs, allowed), torch.from_numpy(actions))
         fragment = Fragment(
             market=market[:steps],
@@ -302,6 +303,7 @@ class _Acting:
     def __init__(self, net: SwingNet, drive: Tensor, last: Floats32, noise: Floats32 | None) -> None:
         self.drive: Floats32 = drive.detach().numpy()
         self.last = last
+        self.dense = np.empty_like(self.drive)
         self._own = False
         self._noise = noise
         self._discrete = net.action is ActionKind.DISCRETE
@@ -309,7 +311,7 @@ class _Acting:
         self._actor, self._bias = net.actor.weight.detach().numpy().T.copy(), net.actor.bias.detach().numpy()
 
     def choose(self, t: int, portfolio: Floats32, allowed: Bools | None) -> Any:
-        dense = portfolio @ self._joins
+        dense = np.matmul(portfolio, self._joins, out=self.dense[t])
         dense += self.drive[t]
         outputs = np.tanh(dense, out=dense) @ self._actor
         outputs += self._bias
