@@ -1,8 +1,9 @@
 """A discrete-event model of A3C on many runners: rates, staleness and the bottleneck, from measured costs.
 
 Runners compute, and send gradients over one link to the driver, which serves them in the order in which they come, as
-`rl.learning.a3c` and `rl.learning.crew` do: look who has answered, fetch all of that, then for each apply the gradient,
-publish the weights and send the next request. No Ray, no clock: a pure function of its parameters and a seed.
+`rl.learning.a3c` and `rl.learning.crew` do: ask the runners that are about to finish, look who has answered, fetch all
+of that, then apply each gradient and ask its runner, unless that has its next request. To ask is to publish the
+weights, if they are new, and to send a request. No Ray, no clock: a pure function of its parameters and a seed.
 
 Left out: failures, other traffic, and what staleness does to learning.
 """
@@ -14,9 +15,12 @@ import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum, StrEnum, auto
 
 import numpy as np
+
+LATEST = 0.3
+"""Share of the latest duration in what a runner is expected to take; the crew's own."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,8 @@ class Costs:
         gradient_bytes: Of a gradient, and of the weights.
         fragment_steps: Environment steps of one fragment, over all slots of a runner.
         compute_s: A runner's CPU-seconds per fragment and its gradient, as measured; drawn from with replacement.
-        call: Ray's part of a request beside the driver's thread; charged to the runner.
+        call: Ray's part of a request beside the driver's thread; charged to the runner, though a part of it overlaps
+            computing where requests are sent ahead: pessimistic.
         wait_s: Driver: a look at who has answered.
         wait_per_runner_s: The same, for each runner whose answer is awaited.
         get_s: Driver: fetching one answer.
@@ -62,7 +67,10 @@ class Costs:
     serve: Cost
 
     def rate(self, design: Design, shards: int = 1) -> float:
-        """Returns the gradients per second of whoever applies them, were it never idle and its looks free."""
+        """Returns the gradients per second of whoever applies them, were it never idle and its looks free.
+
+        The driver can do a little more where it asks several runners at once, for which it publishes once.
+        """
         part = self.gradient_bytes / shards
         if design is Design.DRIVER:
             return 1.0 / (self.get_s + self.apply.of(part) + self.publish.of(part) + self.send_s)
@@ -91,6 +99,7 @@ class Plan:
         latency_s: Of the network, one way.
         accumulate: Fragments per gradient.
         max_staleness: Gradients that are older, in versions of the weights, are refused; None: none is.
+        lead_s: So long before it is expected to answer, the driver of `Design.DRIVER` asks a runner again, once.
         design: Who applies gradients.
         shards: Servers of `Design.SHARDS`.
     """
@@ -101,6 +110,7 @@ class Plan:
     latency_s: float = 0.0
     accumulate: int = 1
     max_staleness: int | None = None
+    lead_s: float = 0.0
     design: Design = Design.DRIVER
     shards: int = 1
 
@@ -173,6 +183,54 @@ _DRIVER = -1
 """Beside the numbers of runners."""
 
 
+class _Comes(Enum):
+    """What happens at a time of the clock, whatever the processes do."""
+
+    GRADIENT = auto()
+    """To whoever applies it."""
+    REQUEST = auto()
+    """To a runner, with weights."""
+    DUE = auto()
+    """A runner may be asked again."""
+
+
+class _Requests:
+    """What the driver knows of one runner, as `rl.learning.crew` does."""
+
+    def __init__(self, lead_s: float) -> None:
+        self.versions = deque([0])
+        """Of the weights of gradients that were not looked at."""
+        self.due_at = math.inf
+        """When it may be asked ahead."""
+        self._lead_s, self._owed = lead_s, 1
+        self._began = self._takes = 0.0
+
+    def is_due(self, now: float) -> bool:
+        """Returns whether to ask now."""
+        return not self._owed or self.due_at <= now
+
+    def asked(self, now: float, version: int) -> None:
+        """Notes a request."""
+        if not self._owed:
+            self._began = now
+        self._owed += 1
+        self.versions.append(version)
+        self._expect(now)
+
+    def received(self, now: float) -> None:
+        """Notes an answer."""
+        took = now - self._began
+        usual = self._takes or took
+        self._takes = usual + LATEST * (took - usual)
+        self._began = now
+        self._owed -= 1
+        self._expect(now)
+
+    def _expect(self, now: float) -> None:
+        known = self._lead_s and self._takes and self._owed == 1
+        self.due_at = max(now, self._began + self._takes - self._lead_s) if known else math.inf
+
+
 class _Run:
     """The events. Processes that share cores all advance at one speed, so one heap by work done orders them."""
 
@@ -182,19 +240,20 @@ class _Run:
         self._draws: Iterator[float] = iter(())
         self._part = costs.gradient_bytes / (plan.shards if plan.design is Design.SHARDS else 1)
         self._working: list[tuple[float, int, int]] = []
-        self._travelling: list[tuple[float, int, int, bool]] = []
+        self._coming: list[tuple[float, int, int, _Comes]] = []
         self._up, self._down, self._server = _Fifo(), _Fifo(), _Fifo()
         self._waiting: deque[int] = deque()
         self._batch: deque[int] = deque()
         self._driver = self._serve()
         self._idle, self._number = True, 0
         self._now = self._done = 0.0
-        self._sent = self._applied = self._refused = 0
-        self._held = [0] * plan.runners
+        self._sent = self._applied = self._refused = self._published = 0
+        self._requests = [_Requests(plan.lead_s) for _ in range(plan.runners)]
+        self._at_hand = [0] * plan.runners
         self.forget()
         next(self._driver)
         for runner in range(plan.runners):
-            self._travel(runner * costs.send_s, runner, arrives=False)
+            self._expect(runner * costs.send_s, runner, _Comes.REQUEST)
 
     @property
     def arrived(self) -> int:
@@ -219,27 +278,34 @@ class _Run:
         """Goes to the next event."""
         speed = min(1.0, self.plan.cores / max(1, len(self._working))) if self.plan.cores else 1.0
         work = max(0.0, self._working[0][0] - self._done) / speed if self._working else math.inf
-        travel = self._travelling[0][0] - self._now if self._travelling else math.inf
-        elapsed = min(work, travel)
+        wait = self._coming[0][0] - self._now if self._coming else math.inf
+        elapsed = min(work, wait)
         self._now += elapsed
         self._done += elapsed * speed
         self._driver_s += 0.0 if self._idle else elapsed
         self._runners_s += (len(self._working) - (not self._idle)) * elapsed
-        if work <= travel:
+        if work <= wait:
             _, _, process = heapq.heappop(self._working)
             if process == _DRIVER:
                 self._advance()
             else:
                 self._send(process)
         else:
-            _, _, runner, arrives = heapq.heappop(self._travelling)
-            if arrives:
-                self._arrive(runner)
-            else:
+            self._now, _, runner, what = heapq.heappop(self._coming)
+            self._happen(runner, what)
+
+    def _happen(self, runner: int, what: _Comes) -> None:
+        if what is _Comes.REQUEST:
+            self._at_hand[runner] += 1
+            if self._at_hand[runner] == 1:
                 self._begin(runner)
+        elif what is _Comes.GRADIENT:
+            self._arrive(runner)
+        elif self._idle:
+            self._advance()
 
     def _begin(self, runner: int) -> None:
-        """A runner has its weights."""
+        """A runner takes up the next request that lies at hand."""
         plan, costs = self.plan, self.costs
         seconds = sum(self._compute_s() for _ in range(plan.accumulate)) + costs.call.of(self._part)
         self._work(seconds + (costs.send_s * plan.shards if plan.design is Design.SHARDS else 0.0), runner)
@@ -248,7 +314,10 @@ class _Run:
         """A runner has its gradient."""
         self._sent += 1
         passed = self._up.serve(self._now, self._part / self.plan.bytes_per_s)
-        self._travel(passed + self.plan.latency_s, runner, arrives=True)
+        self._expect(passed + self.plan.latency_s, runner, _Comes.GRADIENT)
+        self._at_hand[runner] -= 1
+        if self._at_hand[runner]:
+            self._begin(runner)
 
     def _arrive(self, runner: int) -> None:
         """A gradient is there. Shards are alike and see the same requests in the same order: one stands for all."""
@@ -263,19 +332,44 @@ class _Run:
         """Yields the seconds of each of the driver's pieces of work, None to wait."""
         costs, here = self.costs, self.plan.design is Design.DRIVER
         while True:
+            if self.plan.lead_s:
+                for runner in [n for n, each in enumerate(self._requests) if each.due_at <= self._now]:
+                    yield from self._ask(runner)
             if not self._waiting:
                 yield None
+                continue
             self._batch, self._waiting = self._waiting, deque()
             looked = costs.wait_s + costs.wait_per_runner_s * self.plan.runners
             yield self._transferred(looked + costs.get_s * len(self._batch))
-            while self._batch:
-                if here:
-                    runner = self._batch.popleft()
-                    yield self._take(runner) + self._transferred(costs.send_s)
-                    self._reply(runner, self._now)
-                else:  # one request to the learner, one to the runner
-                    yield self._transferred(2 * costs.send_s)
-                    self._serve_elsewhere(self._batch.popleft())
+            yield from self._apply_batch() if here else self._pass_batch_on()
+
+    def _apply_batch(self) -> Iterator[float]:
+        for runner in self._batch:
+            self._requests[runner].received(self._now)
+            self._expect_due(runner)
+        while self._batch:
+            runner = self._batch.popleft()
+            yield self._take(runner)
+            if self._requests[runner].is_due(self._now):
+                yield from self._ask(runner)
+
+    def _pass_batch_on(self) -> Iterator[float]:
+        while self._batch:
+            yield self._transferred(2 * self.costs.send_s)  # one request to the learner, one to the runner
+            self._serve_elsewhere(self._batch.popleft())
+
+    def _ask(self, runner: int) -> Iterator[float]:
+        """The driver publishes the weights, if they are new, and sends a request."""
+        publish_s = self.costs.publish.of(self._part) if self._published != self._applied else 0.0
+        self._published = self._applied
+        yield self._transferred(publish_s + self.costs.send_s)
+        self._reply(runner, self._now)
+        self._expect_due(runner)
+
+    def _expect_due(self, runner: int) -> None:
+        due_at = self._requests[runner].due_at
+        if due_at < math.inf:
+            self._expect(due_at, runner, _Comes.DUE)
 
     def _advance(self) -> None:
         """The driver goes on."""
@@ -290,25 +384,22 @@ class _Run:
         self._reply(runner, self._server.serve(self._now, seconds))
 
     def _take(self, runner: int) -> float:
-        """Judges a gradient, and returns the seconds of applying it and, by the driver, of publishing."""
-        staleness = self._applied - self._held[runner]
+        """Judges a gradient, and returns the seconds of applying it."""
+        staleness = self._applied - self._requests[runner].versions.popleft()
         self._stalenesses.append(staleness)
         if self.plan.max_staleness is not None and staleness > self.plan.max_staleness:
             self._refused += 1
-            seconds = 0.0
-        else:
-            self._applied += 1
-            seconds = self.costs.apply.of(self._part)
-            self._apply_s += seconds
-            if self.plan.design is Design.DRIVER:
-                seconds += self._transferred(self.costs.publish.of(self._part))
-        self._held[runner] = self._applied
+            return 0.0
+        self._applied += 1
+        seconds = self.costs.apply.of(self._part)
+        self._apply_s += seconds
         return seconds
 
     def _reply(self, runner: int, ready: float) -> None:
         """Weights go to a runner."""
+        self._requests[runner].asked(self._now, self._applied)
         passed = self._down.serve(ready, self._part / self.plan.bytes_per_s)
-        self._travel(passed + self.plan.latency_s, runner, arrives=False)
+        self._expect(passed + self.plan.latency_s, runner, _Comes.REQUEST)
 
     def _transferred(self, seconds: float) -> float:
         self._transfer_s += seconds
@@ -325,9 +416,9 @@ class _Run:
         self._number += 1
         heapq.heappush(self._working, (self._done + seconds, self._number, process))
 
-    def _travel(self, until: float, runner: int, arrives: bool) -> None:
+    def _expect(self, at: float, runner: int, what: _Comes) -> None:
         self._number += 1
-        heapq.heappush(self._travelling, (until, self._number, runner, arrives))
+        heapq.heappush(self._coming, (at, self._number, runner, what))
 
     def prediction(self) -> Prediction:
         """Returns what was counted since `forget`."""
@@ -342,7 +433,8 @@ class _Run:
         if design is not Design.DRIVER:
             spent[design.value] = self._server.busy_s
         busy = {station: min(1.0, seconds / elapsed) for station, seconds in spent.items()}
-        under_way = len(self._waiting) + len(self._batch) + sum(arrives for *_, arrives in self._travelling)
+        on_the_way = sum(what is _Comes.GRADIENT for *_, what in self._coming)
+        under_way = len(self._waiting) + len(self._batch) + on_the_way
         return Prediction(
             gradients_per_s=rate,
             env_steps_per_s=rate * self.costs.fragment_steps * self.plan.accumulate,

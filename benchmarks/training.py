@@ -1,8 +1,9 @@
 """Training speed: environment steps per CPU-second, learning included, beside peers and the ceiling of the network.
 
 All train an LSTM of 128 units on the same environment of 29 inputs and 3 actions, in fragments of 64 steps, one torch
-thread a process. `ceiling`: nn.LSTM forward and backward and Adam, and nothing else. What runs in several processes
-(`…_two_runners`, `straggler_…`) is measured per second of wall time, and says nothing where other work is going on.
+thread a process. `ceiling`: nn.LSTM forward and backward and Adam, and nothing else. What fills two processors
+(`…_two_runners`, `two_…`, `straggler_…`) is measured per second of wall time, and says nothing where other work is
+going on. It is compared with its like, for a processor is faster while the other one idles.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ray.tune.registry import register_env
 
 from benchmarks.shape import Figure, arguments, cpu_seconds, interleaved, publish, rate
 from benchmarks.training_env import ShapeVectorEnv
-from benchmarks.training_peers import HIDDEN, ceiling, contestants
+from benchmarks.training_peers import HIDDEN, contestants
 from envs.contract import ActionKind
 from rl.learning.a3c import A3CConfig
 from rl.learning.adapter import quiet
@@ -38,6 +39,8 @@ PER_CPU, PER_WALL = "env steps per CPU-second", "env steps per second"
 MARKET, PORTFOLIO = ShapeVectorEnv.market_features, 2
 STEPS = 64
 ORDER = Order(version=0, cost_scale=1.0, reward_scale=1.0, entropy=0.01)
+TWICE = ("ceiling_b64", "rllib_ppo1", "sb3_ppo1")
+"""Of one process; measured in two at once as well."""
 SLOWED = 10
 """Times that a straggler is slower."""
 NO_BF16 = "this processor has no bfloat16 instructions"
@@ -108,10 +111,13 @@ def algorithm(config: ActorCriticConfig, runners: int, steps: int, delay_s: floa
 
 
 def per_wall(train: ActorCritic) -> float:
-    """Returns environment steps per second of one `train()`."""
+    """Returns environment steps per second of one `train()`, its workers warm, and lets them come to rest."""
+    train.train()  # a pause spoils what the crew expects of its workers, and their last answers count for nothing
     before, started = train.steps, time.perf_counter()
     train.train()
-    return (train.steps - before) / (time.perf_counter() - started)
+    found = (train.steps - before) / (time.perf_counter() - started)
+    train.crew.drain(60.0)
+    return found
 
 
 def per_cpu(train: ActorCritic) -> float:
@@ -121,12 +127,13 @@ def per_cpu(train: ActorCritic) -> float:
     return (train.steps - before) / (cpu_seconds() - started)
 
 
-class _Ceiling:
-    """The ceiling in a process of its own."""
+class _Alone:
+    """A contestant in a process of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str, quick: bool) -> None:
         settle()
-        self._run = ceiling(64)
+        quiet()
+        self._run = contestants(quick)[0][name]
         self._run()
 
     def rate(self, seconds: float) -> float:
@@ -138,26 +145,34 @@ class _Ceiling:
 
 
 @contextmanager
-def side_by_side(steps: int, seconds: float, epochs: tuple[int, ...]) -> Any:
-    """Yields contestants that run in two workers, by name, rates per second of wall time."""
+def side_by_side(steps: int, seconds: float, epochs: tuple[int, ...], quick: bool) -> Any:
+    """Yields contestants that fill two processors, by name, rates per second of wall time.
+
+    Peers that know one process run in two, each for itself: what they would reach if sharing the work cost nothing.
+    """
     with ExitStack() as stack:
         configs: dict[str, ActorCriticConfig] = {"a3c_two_runners": A3CConfig()}
         for number in epochs:
             configs[f"ppo{number}_two_runners"] = PPOConfig().training(num_epochs=number)
-            configs[f"async_ppo{number}_two_runners"] = AsyncPPOConfig().training(num_epochs=number)
+            # Each cuts its own fragment, where PPO cuts both in four: 32 slots a gradient either way.
+            configs[f"async_ppo{number}_two_runners"] = AsyncPPOConfig().training(num_epochs=number, minibatches=2)
         built: dict[str, ActorCritic] = {}
         for name, config in configs.items():
             built[name] = algorithm(config, 2, steps)
             stack.callback(built[name].stop)
-        ceilings = [ray.remote(_Ceiling).options(num_cpus=1).remote() for _ in range(2)]
-        stack.callback(lambda: [ray.kill(each) for each in ceilings])
-
-        def two_ceilings() -> float:
-            return float(sum(ray.get([each.rate.remote(seconds) for each in ceilings])))
-
-        runs: dict[str, Callable[[], float]] = {"two_ceilings": two_ceilings}
-        runs |= {name: partial(per_wall, each) for name, each in built.items()}
+        runs: dict[str, Callable[[], float]] = {name: partial(per_wall, each) for name, each in built.items()}
+        for name in TWICE:
+            if name in contestants(quick)[0]:
+                pair = [ray.remote(_Alone).options(num_cpus=1).remote(name, quick) for _ in range(2)]
+                for each in pair:
+                    stack.callback(ray.kill, each)
+                runs[f"two_{name}"] = partial(both, pair, seconds)
         yield runs, partial(per_cpu, built["a3c_two_runners"])
+
+
+def both(pair: list[Any], seconds: float) -> float:
+    """Returns steps per second of wall time of two processes at once."""
+    return float(sum(ray.get([each.rate.remote(seconds) for each in pair])))
 
 
 def stragglers(steps: int, runs: int) -> dict[str, Figure]:
@@ -194,7 +209,8 @@ def main() -> None:
             skipped |= {"a3c_bf16_vs_ceiling_b64": NO_BF16, "a3c_bf16_vs_ceiling_b256": NO_BF16}
         rates = {name: partial(rate, run, seconds) for name, run in (peers | ours).items()}
         figures = interleaved(rates, PER_CPU, runs)
-        with side_by_side(steps, seconds, (1,) if options.quick else (1, 4)) as (contest, end_to_end):
+        epochs = (1,) if options.quick else (1, 4)
+        with side_by_side(steps, seconds, epochs, options.quick) as (contest, end_to_end):
             figures |= interleaved(contest, PER_WALL, runs)
             figures |= interleaved({"a3c_two_runners_per_cpu": end_to_end}, PER_CPU, runs)
         figures |= stragglers(steps, runs)
@@ -208,9 +224,9 @@ def _ratios(figures: Mapping[str, Figure]) -> dict[str, float]:
         "a3c_vs_ceiling_b256": ("a3c_b256", "ceiling_b256"),
         "a3c_bf16_vs_ceiling_b64": ("a3c_bf16_b64", "ceiling_b64"),
         "a3c_bf16_vs_ceiling_b256": ("a3c_bf16_b256", "ceiling_b256"),
-        "a3c_two_runners_vs_two_ceilings": ("a3c_two_runners", "two_ceilings"),
-        "a3c_vs_rllib": ("a3c_two_runners_per_cpu", "rllib_ppo1"),
-        "a3c_vs_sb3": ("a3c_two_runners_per_cpu", "sb3_ppo1"),
+        "a3c_two_runners_vs_two_ceilings": ("a3c_two_runners", "two_ceiling_b64"),
+        "a3c_vs_rllib": ("a3c_two_runners", "two_rllib_ppo1"),
+        "a3c_vs_sb3": ("a3c_two_runners", "two_sb3_ppo1"),
         "a3c_vs_single_file": ("a3c_b64", "single_file"),
         "ppo4_vs_rllib": ("ppo4", "rllib_ppo4"),
         "ppo4_vs_sb3": ("ppo4", "sb3_ppo4"),

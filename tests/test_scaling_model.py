@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.scaling_model import Cost, Costs, Design, Plan, predict
+from benchmarks.scaling_model import LATEST, Cost, Costs, Design, Plan, predict
 from product import ROOT
 
 COSTS = Costs(
@@ -43,6 +43,36 @@ def test_one_runner_alternates_with_the_driver_and_is_never_stale():
     assert found.busy["driver"] == pytest.approx(SERVE_S / (0.1 + SERVE_S))
 
 
+def test_one_runner_that_is_asked_ahead_never_waits_and_is_one_version_late():
+    found = predict(COSTS, Plan(1, lead_s=0.02))
+    assert found.gradients_per_s == pytest.approx(1 / 0.1)
+    assert (found.staleness, found.staleness_max) == (1, 1)
+    assert found.busy["runners"] == pytest.approx(1.0)
+    assert found.busy["driver"] == pytest.approx(SERVE_S / 0.1)
+
+
+def test_lead_that_ends_while_the_driver_looks_at_the_answer_changes_nothing():
+    assert predict(COSTS, Plan(1, lead_s=0.002)) == predict(COSTS, Plan(1)), "look and fetch take 0.003"
+
+
+def test_fragment_that_is_shorter_than_expected_comes_before_its_runner_is_asked_ahead():
+    found = predict(replace(COSTS, compute_s=(0.05, 0.15)), Plan(1, lead_s=0.02))
+    assert found.staleness == pytest.approx(0.5, abs=0.1), "after each long fragment, and after few short ones"
+    assert 1 / (0.1 + SERVE_S) < found.gradients_per_s < 1 / 0.1
+
+
+def test_runners_that_compute_nothing_have_two_requests_each_at_a_driver_that_never_rests():
+    found = predict(replace(COSTS, compute_s=(0.0,)), Plan(2, lead_s=0.02))
+    assert found.staleness == pytest.approx(3, abs=0.3), "four requests are out"
+    assert found.busy["driver"] == pytest.approx(1.0, abs=0.01)
+
+
+def test_expected_duration_follows_the_latest_as_in_the_crew():
+    from rl.learning import crew
+
+    assert LATEST == crew._LATEST
+
+
 @pytest.mark.parametrize("runners", [2, 7, 64])
 def test_instantaneous_driver_gives_each_runner_its_own_rate(runners):
     found = predict(INSTANT, Plan(runners))
@@ -70,16 +100,20 @@ def test_look_is_shared_by_the_batch_it_finds():
     cores=st.none() | st.integers(1, 8),
     design=st.sampled_from(Design),
     bound=st.none() | st.integers(0, 40),
+    lead=st.sampled_from([0.0, 0.02, 0.5]),
 )
 @settings(max_examples=25, deadline=None)
-def test_no_gradient_is_lost_and_mean_staleness_is_the_number_of_others(runners, spread, cores, design, bound):
-    plan = Plan(runners, cores, design=design, shards=2, bytes_per_s=1e6, latency_s=0.001, max_staleness=bound)
+def test_no_gradient_is_lost_and_mean_staleness_is_the_number_of_other_requests(
+    runners, spread, cores, design, bound, lead
+):
+    link = {"bytes_per_s": 1e6, "latency_s": 0.001}
+    plan = Plan(runners, cores, **link, design=design, shards=2, max_staleness=bound, lead_s=lead)
     found = predict(replace(COSTS, compute_s=tuple(spread)), plan, gradients=40 * runners)
-    tally = found.tally
+    tally, most = found.tally, 2 * runners if lead and design is Design.DRIVER else runners
     assert tally.sent == tally.applied + tally.refused + tally.under_way
-    assert 0 <= tally.under_way <= runners
+    assert 0 <= tally.under_way <= most
     if bound is None:  # between two gradients of one runner lie those of all others: n - 1 on average, always
-        assert found.staleness == pytest.approx(runners - 1, abs=0.05 * runners + 0.05)
+        assert (1 - 0.05) * runners - 1.05 <= found.staleness <= (1 + 0.05) * most - 0.95
     else:
         assert found.kept > 0
     assert all(0 <= share <= 1 for share in found.busy.values())
@@ -172,9 +206,10 @@ def test_scaling_benchmark_prints_the_shape_that_all_share(tmp_path):
     assert set(told) == {"benchmark", "when", "commit", "machine", "figures", "ratios", "skipped"}
     assert told["benchmark"] == "scaling"
     assert {f"predicted_vs_measured_{n}" for n in (1, 2, 4)} <= set(told["ratios"])
-    assert {f"{who}_gradients_per_s_{n}" for who in ("measured", "predicted") for n in (1, 2, 4)} <= set(
-        told["figures"]
-    )
+    assert {f"saturation_predicted_vs_measured_{n}" for n in (1, 2, 4, 8)} <= set(told["ratios"])
+    for kind, runners in {"": (1, 2, 4), "saturation_": (1, 2, 4, 8)}.items():
+        names = {f"{kind}{who}_gradients_per_s_{n}" for who in ("measured", "predicted") for n in runners}
+        assert names <= set(told["figures"])
     for figure in told["figures"].values():
         assert set(figure) == {"median", "min", "max", "runs", "unit"}
         assert 0 < figure["min"] <= figure["median"] <= figure["max"]

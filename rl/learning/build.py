@@ -9,7 +9,6 @@ from typing import Any
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.tune.registry import register_env
 
-from data_pipeline.errors import ConfigError
 from data_pipeline.scaling import Scaler
 from envs.contract import PORTFOLIO_FEATURES, ActionKind
 from envs.market import Market
@@ -58,15 +57,10 @@ def algorithm_config(settings: EngineConfig, context: Mapping[str, Any], seed: i
         settings: Of engine and network.
         context: Of the environment, by `market_context` or `world_context`.
         seed: In the place of the settings' one, for a run that goes on.
-
-    Raises:
-        ConfigError: Settings that contradict each other.
     """
     quiet()
     settle()
     register_env(ENV_NAME, make_env)
-    if settings.model.critic_dropout and settings.train.algorithm is AlgorithmName.A3C:
-        raise ConfigError("model.critic_dropout with a3c: it learns from the pass that acted, which drops nothing")
     amount, learn = settings.train, settings.learn
     config = _algorithm(settings)
     config.environment(ENV_NAME, env_config=dict(context))

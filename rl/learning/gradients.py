@@ -128,7 +128,7 @@ class A3cWorker(GradientWorker):
         figures = self._move()
         fragment, forward, report = self._sample(order, grad=True)
         advantages, targets = advantages_of(fragment, self.recipe)
-        loss = loss_of(forward, fragment, advantages, targets, self.recipe.weights(order.entropy))
+        loss = loss_of(forward, None, advantages, targets, self.recipe.weights(order.entropy))
         vector = self._gradient(loss.total)
         self._last = fragment
         figures |= report.figures | {
@@ -192,7 +192,7 @@ class AsyncPpoWorker(GradientWorker):
             )
         else:
             advantages, targets = advantages_of(part, self.recipe)
-        loss = loss_of(forward, part, advantages, targets, self.recipe.weights(order.entropy))
+        loss = loss_of(forward, part.log_likelihoods, advantages, targets, self.recipe.weights(order.entropy))
         return loss, explained_variance(now, targets)
 
 
@@ -225,11 +225,13 @@ def answers(net: SwingNet, fragment: Fragment) -> Forward:
     return Forward(likelihoods, values, entropies)
 
 
-def loss_of(forward: Forward, fragment: Fragment, advantages: Floats32, targets: Floats32, weights: Weights) -> Loss:
-    """Returns the loss of the network's answers along a fragment; advantages and targets are `[T, B]`."""
+def loss_of(
+    forward: Forward, acted: Floats32 | None, advantages: Floats32, targets: Floats32, weights: Weights
+) -> Loss:
+    """Returns the loss of the network's answers along a fragment; see `actor_critic_loss`, arrays are `[T, B]`."""
     return actor_critic_loss(
         forward.log_likelihoods,
-        torch.from_numpy(fragment.log_likelihoods),
+        None if acted is None else torch.from_numpy(acted),
         forward.values,
         forward.entropies,
         torch.from_numpy(advantages),
@@ -243,7 +245,8 @@ def fragment_loss(
 ) -> Loss:
     """Returns the loss on some slots of a fragment; advantages and targets are of all slots."""
     part = columns_of(fragment, columns)
-    return loss_of(answers(net, part), part, advantages[:, columns], targets[:, columns], weights)
+    told = answers(net, part)
+    return loss_of(told, part.log_likelihoods, advantages[:, columns], targets[:, columns], weights)
 
 
 def columns_of(fragment: Fragment, columns: Ints) -> Fragment:

@@ -96,18 +96,18 @@ class Loss(NamedTuple):
 
 def actor_critic_loss(
     log_likelihoods: Tensor,
-    acted: Tensor,
+    acted: Tensor | None,
     values: Tensor,
     entropies: Tensor,
     advantages: Tensor,
     targets: Tensor,
     weights: Weights,
 ) -> Loss:
-    """Returns PPO's clipped loss; where the policy is the one that acted, its gradient is that of A2C.
+    """Returns PPO's clipped loss, or that of A2C, which has its gradient where the policy is the one that acted.
 
     Args:
         log_likelihoods: Of the actions under the present policy, `[T, B]`, with a graph.
-        acted: Of the actions under the policy that acted.
+        acted: Of the actions under the policy that acted; None: it is the present one.
         values: With a graph.
         entropies: With a graph.
         advantages: A constant.
@@ -116,18 +116,30 @@ def actor_critic_loss(
     """
     if weights.normalise and advantages.numel() > 1:
         advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-    move = log_likelihoods - acted
-    ratios = move.exp()
-    bounded = ratios.clamp(1.0 - weights.clip, 1.0 + weights.clip)
-    gain = torch.minimum(ratios * advantages, bounded * advantages).mean()
+    gain, told = (
+        ((log_likelihoods * advantages).mean(), _NO_MOVE)
+        if acted is None
+        else _clipped(log_likelihoods - acted, advantages, weights.clip)
+    )
     error = (values - targets).square().mean()
     entropy = entropies.mean()
     total = -gain + weights.value * 0.5 * error - weights.entropy * entropy
+    return Loss(total, entropy.detach(), error.detach(), *told)
+
+
+def _clipped(move: Tensor, advantages: Tensor, clip: float) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """Returns PPO's gain, and the last three of `Loss`, of changes in log-likelihood."""
+    ratios = move.exp()
+    bounded = ratios.clamp(1.0 - clip, 1.0 + clip)
+    gain = torch.minimum(ratios * advantages, bounded * advantages).mean()
     with torch.no_grad():
         kl = (ratios - 1.0 - move).mean()
         clipped = (ratios != bounded).float().mean()
         share = ratios.sum().square() / (ratios.numel() * ratios.square().sum())
-    return Loss(total, entropy.detach(), error.detach(), kl, clipped, share)
+    return gain, (kl, clipped, share)
+
+
+_NO_MOVE = (torch.tensor(0.0), torch.tensor(0.0), torch.tensor(1.0))
 
 
 def explained_variance(values: Floats32, targets: Floats32) -> float:

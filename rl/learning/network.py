@@ -149,7 +149,7 @@ class SwingNet(nn.Module):
         if dense is None:
             dense = torch.tanh(drive + functional.linear(portfolio, joins))
         else:
-            dense = cast("Tensor", _KnownDense.apply(drive, portfolio, joins, dense))
+            dense = cast("Tensor", _KnownDense.apply(drive, portfolio, joins, dense))  # type: ignore[no-untyped-call]
         if self.training and self.model.critic_dropout:
             valued = functional.dropout(dense, self.model.critic_dropout)
             return self.actor(dense), self.critic(valued)[..., 0]
@@ -199,7 +199,7 @@ class _KnownDense(torch.autograd.Function):
     """tanh(drive + portfolio · joins') whose value was computed before, in another way."""
 
     @staticmethod
-    def forward(ctx: Any, drive: Tensor, portfolio: Tensor, joins: Tensor, dense: Tensor) -> Tensor:
+    def forward(ctx: Any, drive: Tensor, portfolio: Tensor, joins: Tensor, dense: Tensor) -> Tensor:  # noqa: ARG004
         ctx.save_for_backward(portfolio, dense)
         return dense.view_as(dense)
 

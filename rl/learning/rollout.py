@@ -214,8 +214,7 @@ class Sampler:
             market[t + 1 :, slots] = rest
             starts[t + 1, slots] = True
         self._state = self._carried(after, pieces, starts)
-        told = (_joined(drive, pieces), torch.from_numpy(portfolio), torch.from_numpy(acting.dense))
-        outputs, values = net.heads(*told)
+        outputs, learned, values = self._answers(_joined(drive, pieces), portfolio, acting.dense)
         likelihoods, entropies = net.judge(permitted(outputs, allowed), torch.from_numpy(actions))
         fragment = Fragment(
             market=market[:steps],
@@ -226,12 +225,22 @@ class Sampler:
             truncated=truncated,
             starts=starts,
             log_likelihoods=likelihoods.detach().numpy(),
-            values=values.detach().numpy(),
+            values=values.numpy(),
             next_values=self._next_values(values, acting.last, finals, terminated),
             state=tuple(part.numpy() for part in before),
             allowed=allowed,
         )
-        return fragment, Forward(likelihoods, values, entropies), self._episodes(rewards, terminated | truncated)
+        return fragment, Forward(likelihoods, learned, entropies), self._episodes(rewards, terminated | truncated)
+
+    def _answers(self, drive: Tensor, portfolio: Floats32, dense: Floats32) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the actor's outputs, the values that learn, some of the critic's inputs dropped, and whole ones."""
+        net, known = self.net, torch.from_numpy(dense)
+        dropping = torch.is_grad_enabled() and bool(net.model.critic_dropout)
+        net.train(dropping)
+        outputs, learned = net.heads(drive, torch.from_numpy(portfolio), known)
+        net.eval()
+        with torch.no_grad():
+            return outputs, learned, net.critic(known)[..., 0] if dropping else learned.detach()
 
     def _carried(self, after: State, pieces: list[_Piece], starts: Bools) -> State:
         """Returns the state to go on with: that of each slot's last piece, and zero where an episode just ended."""
@@ -280,7 +289,7 @@ class Sampler:
         portfolios = [self._obs[:, self.env.market_features :], *(portfolio for *_, portfolio in finals)]
         with torch.no_grad():
             _, found = self.net.heads(*(torch.from_numpy(np.concatenate(p)) for p in (drives, portfolios)))
-        following = np.concatenate([values.detach().numpy()[1:], found[None, : len(last)].numpy()])
+        following = np.concatenate([values.numpy()[1:], found[None, : len(last)].numpy()])
         at = len(last)
         for t, slots, *_ in finals:
             following[t, slots] = found[at : at + len(slots)].numpy()
@@ -313,7 +322,11 @@ class _Acting:
     def choose(self, t: int, portfolio: Floats32, allowed: Bools | None) -> Any:
         dense = np.matmul(portfolio, self._joins, out=self.dense[t])
         dense += self.drive[t]
-        outputs = np.tanh(dense, out=dense) @ self._actor
+        dense *= 2.0  # tanh(x) = 2 / (1 + exp(-2x)) - 1, thrice as fast as either library's tanh
+        torch.from_numpy(dense).sigmoid_()
+        dense *= 2.0
+        dense -= 1.0
+        outputs = dense @ self._actor
         outputs += self._bias
         if self._noise is not None:
             outputs += self._noise[t]

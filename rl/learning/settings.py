@@ -29,8 +29,8 @@ class ModelConfig(Config):
     attention_sessions: Positive = 32
     """Sessions that attention looks at, the present one among them."""
     critic_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """PPO only: share of the dense layer that is dropped before the value head while learning. The actor has none, for
-    a policy other than the one that acted would make the gradient wrong; A3C learns from the very pass that acted."""
+    """Share of the dense layer that is dropped before the value head while learning. The actor has none, for a policy
+    other than the one that acted would make the gradient wrong; advantages are estimated without it."""
     action_deviation: PositiveFloat = 0.3
     """Continuous actions only: standard deviation of the first policy, learned from there."""
     bf16: bool = False
@@ -98,7 +98,8 @@ class PpoConfig(Config):
     epochs: Positive = 4
     """Passes over each batch."""
     minibatches: Positive = 4
-    """Gradients in each pass; each sees some slots, whole fragments long."""
+    """Gradients in each pass; each sees some slots, whole fragments long. Asynchronous workers cut each their own
+    fragment: with two of them, half as many make gradients of as many slots, and faster ones."""
     target_kl: PositiveFloat | None = None
     """Passes over a batch end when the policy has moved so far, in nats; None: never."""
     vtrace: bool = True

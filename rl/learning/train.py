@@ -220,7 +220,8 @@ def _progress(result: dict[str, Any], steps: int, config: RunConfig, session: in
 def _draw(board: Any, progress: Progress) -> None:
     figures = {name: value for name, value in asdict(progress).items() if isinstance(value, int | float)}
     for name, value in {**figures, **progress.figures}.items():
-        board.add_scalar(f"train/{name}", value, progress.steps)
+        if np.isfinite(value):  # some are not looked at in every iteration
+            board.add_scalar(f"train/{name}", value, progress.steps)
 
 
 def _append(path: Path, line: dict[str, Any]) -> None:

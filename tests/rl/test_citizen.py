@@ -450,10 +450,9 @@ def test_settings_that_contradict_the_engine_are_refused(change, words):
         change(tiny()).validate()
 
 
-def test_critic_dropout_is_refused_for_a3c_alone():
-    with pytest.raises(ConfigError, match="critic_dropout"):
-        tiny({"critic_dropout": 0.1})
-    with built(tiny({"critic_dropout": 0.1}, algorithm="ppo")) as algorithm:
+@pytest.mark.parametrize("name", ["a3c", "ppo", "async-ppo"])
+def test_critic_dropout_is_for_every_algorithm(name):
+    with built(tiny({"critic_dropout": 0.1}, algorithm=name)) as algorithm:
         assert np.isfinite(algorithm.train()["learners"][DEFAULT_MODULE_ID]["value_loss"])
 
 

@@ -30,7 +30,7 @@ from rl.learning.gradients import (
     renewed,
 )
 from rl.learning.losses import actor_critic_loss, vtrace
-from rl.learning.network import SwingNet, flat
+from rl.learning.network import SwingNet, flat, load_flat
 from rl.learning.progress import Moments
 from rl.learning.rollout import Sampler
 from rl.learning.settings import ModelConfig
@@ -408,6 +408,21 @@ def test_critic_dropout_is_in_the_second_pass_and_not_in_the_one_that_acted():
         likelihoods, values, _ = answers(worker.sampler.net, one)  # leaves the network in training
         assert_near(likelihoods.detach(), torch.tensor(one.log_likelihoods))
         assert not np.allclose(values.detach().numpy(), one.values, atol=1e-2)
+
+
+def test_a3c_drops_before_the_critic_alone_and_estimates_advantages_without():
+    worker, plain = _worker("rough", critic_dropout=0.5), _worker("rough")
+    torch.manual_seed(0)
+    vector = flat(plain.parameters)
+    sampled = []
+    for each in (worker, plain):
+        load_flat(each.parameters, vector)
+        sampled.append(each.sampler.sample(T, grad=True)[:2])
+    (one, dropped), (other, whole) = sampled
+    for name in ("actions", "values", "next_values", "log_likelihoods"):
+        np.testing.assert_allclose(getattr(one, name), getattr(other, name), atol=1e-6)
+    assert_near(dropped.log_likelihoods, whole.log_likelihoods)
+    assert not np.allclose(dropped.values.detach(), whole.values.detach(), atol=1e-2)
 
 
 def test_two_fragments_beside_each_other_have_the_advantages_of_each():

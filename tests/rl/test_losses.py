@@ -143,11 +143,13 @@ def _policy(shape=(4, 3), seed=0):
     return logits, values, likelihoods, entropies, advantages, targets
 
 
+@pytest.mark.parametrize("compared", [False, True])
 @pytest.mark.parametrize("normalise", [False, True])
-def test_loss_of_the_policy_that_acted_has_the_gradient_of_a2c(normalise):
+def test_loss_of_the_policy_that_acted_has_the_gradient_of_a2c(normalise, compared):
     logits, values, likelihoods, entropies, advantages, targets = _policy()
+    acted = likelihoods.detach() if compared else None
     loss = actor_critic_loss(
-        likelihoods, likelihoods.detach(), values, entropies, advantages, targets, replace(PLAIN, normalise=normalise)
+        likelihoods, acted, values, entropies, advantages, targets, replace(PLAIN, normalise=normalise)
     )
     scaled = (advantages - advantages.mean()) / advantages.std() if normalise else advantages
     plain = -(likelihoods * scaled).mean() + 0.5 * 0.5 * ((values - targets) ** 2).mean() - 0.01 * entropies.mean()
