@@ -14,7 +14,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -37,26 +37,47 @@ WORLDS: dict[str, dict[str, Any]] = {
     "noise": {"name": "noise", "c": 0.1, "noise": 1.5},
     "signal": {"name": "prop", "q": 0.95, "sd": 0.4, "c": 0.5, "noise": 0.5},
 }
-SYMBOLS, SCORED_SESSIONS, SCORED_SYMBOLS, FRESH_SEED = 4, 1500, 10, 10_000
+SYMBOLS, SCORED_SESSIONS, SCORED_SYMBOLS, FRESH_SEED = 12, 1500, 10, 10_000
 PERCENT = 0.01
 """A return of 1 in the world, as a price return."""
-FULL = {"steps": 400_000, "train": 1008, "test": 252, "holdout": 504, "twins": 8}
-QUICK = {"steps": 2_048, "train": 200, "test": 60, "holdout": 80, "twins": 1}
+
+SPACE: dict[str, tuple[Any, ...]] = {
+    "learn.lr": (0.003, 0.001),
+    "learn.normalise_advantages": (False, True),
+    "model.bptt_sessions": (16, 32),
+}
 
 
-def settings(world: dict[str, Any], seed: int, folder: Path, quick: bool) -> RunConfig:
+class Size(NamedTuple):
+    """How much is spent on a market."""
+
+    steps: int = 400_000
+    """Of each training."""
+    train: int = 1008
+    """Sessions; so are the next two."""
+    test: int = 252
+    holdout: int = 504
+    twins: int = 8
+    axes: int = 3
+    """Of the search space."""
+
+
+FULL, QUICK = Size(), Size(steps=2_048, train=200, test=60, holdout=80, twins=4)
+
+
+def settings(world: dict[str, Any], seed: int, folder: Path, size: Size = FULL) -> RunConfig:
     """Returns the settings of one sweep: 8 configurations, 2 folds, the world's own costs and no others.
 
     Args:
         world: Its name and parameters.
         seed: Of market and training.
         folder: Of bars and panels.
-        quick: Smoke form.
+        size: See `Size`.
     """
-    size = QUICK if quick else FULL
     costless = dict.fromkeys(("commission_usd_per_share", "impact", "borrow_bps_per_year", "margin_bps_per_year"), 0.0)
     costless |= {"sec_fee_usd_per_million_sold": 0.0, "taf_usd_per_share_sold": 0.0, "cat_usd_per_share": 0.0}
-    sessions = 400 + size["train"] + 2 * size["test"] + size["holdout"]
+    sessions = 400 + size.train + 2 * size.test + size.holdout
+    axes = list(SPACE.items())[: size.axes]
     return RunConfig.of(
         {
             "data": {
@@ -73,42 +94,34 @@ def settings(world: dict[str, Any], seed: int, folder: Path, quick: bool) -> Run
                 "panels": str(folder / "panels"),
             },
             "folds": {
-                "train_sessions": size["train"],
+                "train_sessions": size.train,
                 "validation_sessions": 0,
-                "test_sessions": size["test"],
-                "holdout_sessions": size["holdout"],
+                "test_sessions": size.test,
+                "holdout_sessions": size.holdout,
                 "count": 2,
             },
             "env": {
                 "costs": {**costless, "half_spread_bps": world["c"] * PERCENT * 1e4},
                 "limits": {"fractional": True},
             },
-            "model": {"hidden": 32, "window_sessions": 40},
+            "model": {"hidden": 32, "window_sessions": 40, "bptt_sessions": 16},
             "learn": {"lr_fall": 0.8, "entropy": 0.02},
-            "train": {"algorithm": "a3c", "steps": size["steps"], "envs_per_runner": 64, "seed": seed},
+            "train": {"algorithm": "a3c", "steps": size.steps, "envs_per_runner": 32, "seed": seed},
             "tune": {
-                "space": {
-                    "learn.lr": {"grid": [0.001, 0.003]},
-                    "learn.normalise_advantages": {"grid": [False, True]},
-                    "model.bptt_sessions": {"grid": [16, 32]},
-                },
+                "space": {path: {"grid": list(values)} for path, values in axes},
                 "seed": seed,
             },
-            "judge": {
-                "twins": size["twins"],
-                "twin_level": 0.5 if quick else 0.2,
-                "seed": seed,
-                "overfitting_blocks": 8 if quick else 16,
-            },
+            # What failed already is not looked at further: no verdict depends on it, and most of the time does.
+            "judge": {"twins": size.twins, "thrifty": True, "seed": seed},
         },
         "benchmark",
     )
 
 
-def judged(kind: str, number: int, folder: Path, quick: bool) -> Validation:
+def judged(kind: str, number: int, folder: Path, size: Size = FULL) -> Validation:
     """Returns the verdict on one market, from its folder if it was given there before."""
     market = folder / f"{kind}-{number}"
-    config = settings(WORLDS[kind], number, market, quick)
+    config = settings(WORLDS[kind], number, market, size)
     verdict = market / "verdict"
     if (verdict / "validation.json").is_file():
         return read_validation(verdict)
@@ -146,12 +159,13 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="keeps everything, and goes on where it stopped; none: a new one")
     options = parser.parse_args()
     counts = {"noise": 1, "signal": 1} if options.quick else {"noise": options.noise, "signal": options.signal}
+    size = QUICK if options.quick else FULL
     folder = options.folder or Path(tempfile.mkdtemp(prefix="judge-"))
     console, found = Console(stderr=True), dict[str, list[Validation]]()
     with ray_session():
         for kind, count in counts.items():
             for number in range(count):
-                validation = judged(kind, number, folder.resolve(), options.quick)
+                validation = judged(kind, number, folder.resolve(), size)
                 found.setdefault(kind, []).append(validation)
                 console.print(
                     f"{kind} {number}: {validation.verdict.decision}", *validation.verdict.reasons, sep="\n  "
@@ -168,6 +182,11 @@ def main() -> None:
         "signal_scores": scores,
         "signal_score_median": median(scores) if scores else None,
         "gates_passed": {kind: _gates(each) for kind, each in found.items()},
+        **{
+            f"{kind}_{name}": [getattr(each.evidence, name) for each in validations]
+            for kind, validations in found.items()
+            for name in ("superiority_p", "loss", "overfitting")
+        },
     }
     Console().print_json(data=results)
     emit("judge", options, {**results, "skipped": {}})

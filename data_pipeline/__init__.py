@@ -22,6 +22,7 @@ scaling      robust scaler fitted on training sessions
 poison       bars with an altered future, and panels built of them
 leakage      what moved, how far ahead it reads, and why
 audit        poisons the future and names what moved
+clearance    whether a panel may be trained on: its audit, once and on record
 story        what a snapshot holds, as data and tables
 draw         a page with a symbol's bars and features
 cli          the `swing-data` command

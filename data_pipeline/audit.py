@@ -118,6 +118,14 @@ class Audit(Config):
         """Whether nothing leaks."""
         return not self.leaks
 
+    @property
+    def looked_at(self) -> str:
+        """What was compared, with its numbers."""
+        return (
+            f"{len(self.columns)} columns × {self.symbols} symbols at {len(self.instants)} of {self.sessions} sessions "
+            f"and {self.scaler_spans} scalers: {self.cells_compared:,} values compared bit for bit"
+        )
+
 
 def pipeline_of(feature_set: FeatureSet, symbols: tuple[str, ...], exchange: str = "XNYS") -> Pipeline:
     """Returns the platform's own pipeline.

@@ -37,6 +37,9 @@ class DataConfig(SourceConfig):
     """Feature names in order, or a YAML file of them by group; none: the default set."""
     quality: QualityConfig = QualityConfig()
     """Thresholds of the checks that bars must pass."""
+    audit: bool = True
+    """Whether the leakage audit must pass before anything is trained on the panel; false lets a panel through, and
+    every report says so."""
     snapshot: str | None = None
     """Id of a snapshot to build from instead of reading the source again, so that runs share the same bars."""
     as_of: AwareDatetime | None = None
@@ -89,7 +92,10 @@ def chosen_snapshot(config: DataConfig, store: Store) -> Snapshot | None:
 
 
 def build(
-    config: DataConfig, snapshot: Snapshot | None = None, on_progress: Callable[[int, int], None] = lambda *_: None
+    config: DataConfig,
+    snapshot: Snapshot | None = None,
+    on_progress: Callable[[int, int], None] = lambda *_: None,
+    anew: bool = False,
 ) -> Path:
     """Returns the folder of the panel built from a snapshot.
 
@@ -99,6 +105,7 @@ def build(
         config: All settings.
         snapshot: Of the store that `config` names; None: see `chosen_snapshot`, else a new one of the source.
         on_progress: Is told (symbols done, symbols in all).
+        anew: Compute all sessions, whatever panels there are.
     """
     feature_set = FeatureSet.of(config.features)
     store = Store(config.store)
@@ -111,7 +118,7 @@ def build(
     def make(allocate: Allocate, before: Panel | None = None) -> Panel:
         return build_panel(bars, feature_set, symbols, config.exchange, source, intraday, before, allocate, on_progress)
 
-    before = _earlier(config, feature_set, symbols, bars)
+    before = None if anew else _earlier(config, feature_set, symbols, bars)
     if before is not None:
         try:
             return write_panel(lambda allocate: make(allocate, before), config.panels)

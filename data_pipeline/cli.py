@@ -195,7 +195,8 @@ def audit_command(
     """Prove that nothing sees the future: poison all later bars, compute again, and name what moved.
 
     Features, panel fields and scaler are compared bit for bit at sessions all over the history. Each leak is
-    named with its column, session and cause, and the status is 1. Nothing is stored.
+    named with its column, session and cause, and the status is 1. Nothing is stored. `swing-rl train` and `tune` ask
+    for the same before they begin.
 
     Example: swing-data audit --set features=my_features.yaml
     """
@@ -291,18 +292,14 @@ def _snapshot_facts(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def _audit_table(result: Any) -> Table:
-    looked = (
-        f"{len(result.columns)} columns × {result.symbols} symbols at {len(result.instants)} of {result.sessions} "
-        f"sessions and {result.scaler_spans} scalers: {result.cells_compared:,} values compared bit for bit"
-    )
     if result.passed:
         table = Table(show_header=False, title="No leak found")
-        table.add_row("looked at", looked)
+        table.add_row("looked at", result.looked_at)
         for note in result.notes:
             table.add_row("note", note)
         return table
     number = len(result.leaks)
-    table = Table(title=f"{number} leak{'s' * (number != 1)}", caption=looked)
+    table = Table(title=f"{number} leak{'s' * (number != 1)}", caption=result.looked_at)
     for head in ("column", "seen first", "cause", "reads ahead", "what it does"):
         table.add_column(head)
     for leak in result.leaks:

@@ -107,10 +107,12 @@ def set_path(tree: dict[str, Any], path: str, value: Any) -> None:
 
 def _lines(cls: type[BaseModel], error: ValidationError) -> Iterable[str]:
     for item in error.errors(include_url=False):
-        path = ".".join(str(part) for part in item["loc"]) or "(top level)"
+        path = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
             known = ", ".join(_keys_at(cls, item["loc"][:-1]))
             yield f"unknown key {path!r}" + (f" (known here: {known})" if known else "")
+        elif not path:  # of the tree as a whole, which is too long to show
+            yield item["msg"]
         else:
             value = re.sub(r"//[^/@\s]+@", "//***@", repr(item["input"]))  # a password in a URL
             yield f"{path} = {value}: {item['msg']}"

@@ -268,16 +268,19 @@ def lstm_outputs(inputs: Floats32, weights: Mapping[str, Floats32], layer: str, 
         layer: First part of their names.
         kept: At least 1.
     """
-    recurrent = np.ascontiguousarray(weights[f"{layer}.weight_hh"].T)
-    driven = inputs @ weights[f"{layer}.weight_ih"].T + weights[f"{layer}.bias"]
-    width = recurrent.shape[0]
+    width = weights[f"{layer}.weight_hh"].shape[1]
+    remember_in, forget, proposal, reveal = (np.s_[:, gate * width : (gate + 1) * width] for gate in range(4))
+    # A sigmoid is (tanh(x / 2) + 1) / 2 and halving is exact, so one tanh serves all gates.
+    halved = np.repeat(np.array([0.5, 0.5, 1.0, 0.5], np.float32), width)
+    recurrent = np.ascontiguousarray(weights[f"{layer}.weight_hh"].T * halved)
+    driven = (inputs @ weights[f"{layer}.weight_ih"].T + weights[f"{layer}.bias"]) * halved
     hidden = cell = np.zeros((inputs.shape[1], width), np.float32)
     outputs: deque[Floats32] = deque(maxlen=kept)
     for gates in driven:
-        gates = gates + hidden @ recurrent  # noqa: PLW2901
-        remember_in, forget, proposal, reveal = np.split(gates, 4, axis=1)
-        cell = _sigmoid(forget) * cell + _sigmoid(remember_in) * np.tanh(proposal)
-        hidden = _sigmoid(reveal) * np.tanh(cell)
+        told = np.tanh(gates + hidden @ recurrent)
+        share = 0.5 * told + 0.5
+        cell = share[forget] * cell + share[remember_in] * told[proposal]
+        hidden = share[reveal] * np.tanh(cell)
         outputs.append(hidden)
     return np.stack(outputs)
 
@@ -580,8 +583,3 @@ def _swap(scratch: Path, folder: Path) -> None:
     folder.replace(retired)
     scratch.replace(folder)
     shutil.rmtree(retired)
-
-
-def _sigmoid(x: Floats32) -> Floats32:
-    result: Floats32 = 0.5 * np.tanh(0.5 * x) + 0.5  # cannot overflow
-    return result

@@ -11,7 +11,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from data_pipeline.build import build
+from data_pipeline.build import DataConfig
+from data_pipeline.clearance import cleared
 from data_pipeline.errors import ConfigError, one_line_errors
 from data_pipeline.panel import open_panel
 from rl.config import load_config
@@ -64,7 +65,8 @@ def train_command(
 ) -> None:
     """Train one configuration on one fold.
 
-    A run that was interrupted, or killed, goes on from its last checkpoint with --resume.
+    The leakage audit must pass first, once for each panel; --set data.audit=false trains all the same. A run that
+    was interrupted, or killed, goes on from its last checkpoint with --resume.
 
     Example: swing-rl train --algo a3c --config tune_configs/train.yaml --out runs/first --set train.steps=50000
     """
@@ -73,7 +75,7 @@ def train_command(
 
     chosen = [f"train.algorithm={algo.value}"] if algo else []
     settings = load_config(config, [*(assignments or []), *chosen])
-    panel_folder = build(settings.data)
+    panel_folder = _cleared(settings.data, as_json)
     folds, final = folds_of(open_panel(panel_folder), settings)
     spans = {f.name: f.train for f in (*folds, final)}
     if fold not in spans:
@@ -97,6 +99,16 @@ def train_command(
     typer.echo(json.dumps(found))
 
 
+def _cleared(settings: DataConfig, as_json: bool) -> Path:
+    """Returns the folder of a panel that something may be trained on."""
+    from rl.console import audit_bar  # noqa: PLC0415
+
+    if as_json:
+        return cleared(settings)[0]
+    with audit_bar(Console()) as show:
+        return cleared(settings, show)[0]
+
+
 @app.command("tune")
 def tune_command(
     out: Annotated[str, typer.Option(help="Folder of the sweep, or an s3:// URI.")],
@@ -113,6 +125,9 @@ def tune_command(
 ) -> None:
     """Sweep the search space over the walk-forward folds with Ray Tune.
 
+    The leakage audit must pass first, once for each panel; --set data.audit=false sweeps all the same, every report
+    says so, and nothing of it is promoted.
+
     Every trial that is ever scored goes into the project's trial ledger, which the judge counts. A sweep that was
     interrupted goes on with --resume; what finished is not trained again. TensorBoard: tensorboard --logdir OUT/ray
 
@@ -127,8 +142,8 @@ def tune_command(
         if as_json:
             typer.echo(json.dumps(tune(settings, out, resume=resume, project=project).tree()))
             return
-        with sweep_bar(console, "sweep") as show:
-            sweep = tune(settings, out, show, resume, project)
+        with sweep_bar(console, "sweep") as (show, show_audit):
+            sweep = tune(settings, out, show, resume, project, show_audit)
     console.print(sweep_table(sweep))
 
 
@@ -169,13 +184,16 @@ def validate_command(
 ) -> None:
     """Judge the sweep's winner: the search as a whole, then the holdout, opened on record, and its zero-skill twins.
 
-    The judge asks, in this order: does the best of all that were tried beat the benchmark by more than the search
-    explains (SPA)? Is what is best in one half of the sessions good in the other (PBO)? Does it earn more than the
-    benchmark on the holdout, and more than its twins? Thresholds are those of judge.* in the sweep's settings.
+    The judge asks, in this order: did the panel pass the leakage audit? Does the best of all that were tried beat the
+    benchmark by more than the search explains (SPA)? Does what is best in one half of the sessions beat it in the
+    other too? Does it earn more than the benchmark on the holdout, and more than its twins? Thresholds are those of
+    judge.* in the sweep's settings. With judge.ensemble=3 the three best configurations act as one, combined by
+    judge.combination: mean, vote or sharpe.
 
     Example: swing-rl validate runs/sweep --out runs/verdict
     """
     from rl.console import evidence_table, judging_bar, validation_table  # noqa: PLC0415
+    from rl.judging.ensemble import disagreement_text  # noqa: PLC0415
     from rl.judging.validate import validate  # noqa: PLC0415
 
     console = Console()
@@ -188,6 +206,8 @@ def validate_command(
     console.print(evidence_table(validation.evidence))
     if validation.figures:
         console.print(validation_table(validation))
+    if validation.disagreement is not None:
+        console.print(disagreement_text(validation.disagreement))
     console.print(f"verdict: {validation.verdict.decision}")
     for reason in validation.verdict.reasons:
         console.print(f"  {reason}")

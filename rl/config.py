@@ -98,6 +98,15 @@ class RunConfig(EngineConfig):
     judge: JudgeConfig = JudgeConfig()
     """What the winner must pass."""
 
+    @model_validator(mode="after")
+    def _weights_have_a_source(self) -> RunConfig:
+        if self.judge.combination == "sharpe" and not self.folds.validation_sessions:
+            raise ValueError(
+                "judge.combination sharpe weighs members by inner validation, and folds.validation_sessions is 0; "
+                "give it some sessions, such as 63, or combine by mean or vote"
+            )
+        return self
+
 
 def with_values(config: RunConfig, values: Mapping[str, Any], source: str) -> RunConfig:
     """Returns the settings with dotted paths replaced.

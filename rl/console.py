@@ -41,9 +41,10 @@ def training_bar(console: Console, title: str) -> Iterator[Callable[[Iteration],
 
 @contextmanager
 def judging_bar(console: Console) -> Iterator[tuple[Callable[[Iteration], None], Callable[[int, int], None]]]:
-    """Yields functions that show the winner's training, and (twins done, twins in all), a live line each."""
+    """Yields functions that show the candidate's training, and (twins done, twins in all), a live line each."""
     with _bar(console) as bar:
-        show, task = _training(bar, "training the winner"), bar.add_task("zero-skill twins", total=None, note="waiting")
+        show = _training(bar, "training the candidate")
+        task = bar.add_task("zero-skill twins", total=None, note="waiting")
 
         def show_twins(done: int, total: int) -> None:
             bar.update(task, total=total, completed=done, note="trainings")
@@ -70,15 +71,28 @@ def _training(bar: Progress, title: str) -> Callable[[Iteration], None]:
 
 
 @contextmanager
-def sweep_bar(console: Console, title: str) -> Iterator[Callable[[int, int], None]]:
-    """Yields a function that shows (trainings done, trainings in all) on one live line."""
+def audit_bar(console: Console) -> Iterator[Callable[[int, int], None]]:
+    """Yields a function that shows (sessions audited, sessions in all) on one live line, which is gone at the end."""
+    with _bar(console, transient=True) as bar:
+        yield _audit(bar)
+
+
+def _audit(bar: Progress) -> Callable[[int, int], None]:
+    task = bar.add_task("leakage audit", total=None, visible=False, note="sessions whose future is altered")
+    return lambda done, total: bar.update(task, total=total, completed=done, visible=done < total)
+
+
+@contextmanager
+def sweep_bar(console: Console, title: str) -> Iterator[tuple[Callable[[int, int], None], Callable[[int, int], None]]]:
+    """Yields functions that show (trainings done, trainings in all), and the panel's audit before, a live line each."""
     with _bar(console) as bar:
+        show_audit = _audit(bar)
         task = bar.add_task(title, total=None, note="starting trials")
 
         def show(done: int, total: int) -> None:
             bar.update(task, total=total, completed=done, note="configuration × fold")
 
-        yield show
+        yield show, show_audit
 
 
 def sweep_table(sweep: Sweep, status: Callable[[Trial], str] = lambda trial: trial.status) -> Table:
@@ -112,6 +126,8 @@ def print_results(console: Console, results: Results) -> None:
     console.print(sweep_table(sweep, results.status))
     counted = ", ".join(f"{count} {status}" for status, count in results.counts.items())
     console.print(f"{sweep.id}: {len(sweep.trials)} configurations: {counted or 'none begun'}", markup=False)
+    if sweep.clearance.suspect:
+        console.print(f"NOT AUDITED: {sweep.clearance.says}", style="bold red", markup=False)
     for warning in results.warnings.values():
         console.print(f"Warning: {warning}", style="yellow", markup=False)
     record = f"{results.recorded} trials of this sweep, N = {results.tried} scored trials in all sweeps"
@@ -204,7 +220,7 @@ def bundles_table(bundles: Iterable[Listed]) -> Table:
     return table
 
 
-def _bar(console: Console) -> Progress:
+def _bar(console: Console, transient: bool = False) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -213,4 +229,5 @@ def _bar(console: Console) -> Progress:
         TimeRemainingColumn(),
         TextColumn("[dim]{task.fields[note]}"),
         console=console,
+        transient=transient,
     )

@@ -58,8 +58,8 @@ def main() -> None:
 
     with ray_session():
         _step(console, 2, "Sweep", "Ray Tune over configurations × folds; scored on sessions not trained on")
-        with sweep_bar(console, "sweep") as show_sweep:
-            sweep = tune(config, OUT / "sweep", show_sweep)
+        with sweep_bar(console, "sweep") as (show_sweep, show_audit):
+            sweep = tune(config, OUT / "sweep", show_sweep, on_audit=show_audit)
         console.print(sweep_table(sweep))
 
         _step(

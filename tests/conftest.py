@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 import yaml
 
+from data_pipeline import features
+from data_pipeline.adjusted import Bars, Column
 from data_pipeline.assemble import build_panel
 from data_pipeline.features import FeatureSet
+from data_pipeline.indicators import INDICATORS, Indicator
 from data_pipeline.panel import Panel
 from data_pipeline.scaling import fit_scaler
 from data_pipeline.sources.bundled import BundledBars
@@ -53,6 +57,26 @@ def panel(bars: pl.DataFrame) -> Panel:
 @pytest.fixture(scope="session")
 def market(panel: Panel) -> Market:
     return Market(panel, fit_scaler(panel, TRAIN))
+
+
+@pytest.fixture
+def plant(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, Callable[[Bars, int], Column]], None]]:
+    """Makes an indicator of daily bars known by a name, as if it were one of the platform's own."""
+
+    def planted(name: str, compute: Callable[[Bars, int], Column]) -> None:
+        indicator = Indicator(name, "planted", ("close",), compute, lambda _: 0)
+        monkeypatch.setattr(features, "INDICATORS", (*INDICATORS, indicator))
+        features.feature.cache_clear()
+
+    yield planted
+    features.feature.cache_clear()
+
+
+@pytest.fixture
+def tomorrow(plant: Callable[[str, Callable[[Bars, int], Column]], None]) -> str:
+    """Name of a feature that is the return of the session after."""
+    plant("tomorrow", lambda bars, _: np.append(bars.log_return[1:], np.nan))
+    return "tomorrow"
 
 
 @pytest.fixture(scope="session")

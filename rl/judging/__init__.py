@@ -4,6 +4,7 @@ baselines   policies that anyone can have for nothing
 metrics     figures of a ledger, with their uncertainty
 backtests   any policy over any span, judged by nobody
 ensemble    weights fixed before judging, and how far members disagree
+candidate   the sweep's best configurations and their seeds, acting as one
 frontier    the same decisions at other costs and account sizes
 explain     returns by regime, and what each group of features is worth
 search      which configurations a sweep tries
@@ -13,7 +14,7 @@ tune        Ray Tune over configurations and folds
 significance  the statistics, as pure functions
 criteria    thresholds of the verdict
 evidence    what a sweep showed out of sample, every try counted
-twins       the winner's training on features that say nothing
+twins       the candidate trained on features that say nothing
 verdict     gates, and what they come to
 validate    the sweep's winner before its judge
 report      what the judge found, as one page

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.build import build
+from data_pipeline.clearance import kept_clearance
 from data_pipeline.config import read_yaml, set_path, with_overrides
 from data_pipeline.errors import ConfigError, FoldError
 from data_pipeline.folds import Span
@@ -78,7 +79,8 @@ def run(
     Raises:
         FoldError: The span is empty or leaves no room for the policy's window.
     """
-    panel = open_panel(build(config.data))
+    folder = build(config.data)
+    panel = open_panel(folder)
     others = tuple(baseline for baseline in BASELINES if baseline.name != policy.name)
     span = _span(panel, max(each.window for each in (policy, *others)), start, end)
     env = config.env
@@ -95,7 +97,8 @@ def run(
         "bars": ", ".join(f"{key} {value}" for key, value in panel.source.items()),
     }
     title = f"Backtest of {policy.name} on {', '.join(panel.symbols)}"
-    write_report(out / "report.html", title=title, ledgers=ledgers, verdict=None, context=context)
+    known = kept_clearance(folder, config.data)
+    write_report(out / "report.html", title=title, ledgers=ledgers, verdict=None, context=context, clearance=known)
     return ledgers
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from data_pipeline.config import Config
+from envs.ensemble import Combination
 
 Level = Annotated[float, Field(gt=0, lt=1)]
 
@@ -21,11 +22,18 @@ class JudgeConfig(Config):
     """First gate: largest p-value of the test for superior predictive ability (Hansen 2005), which counts every
     configuration of the sweep."""
     most_overfitting: Level = 0.2
-    """Second gate: largest probability of backtest overfitting (Bailey et al. 2017)."""
+    """Second gate: largest probability that what was best against the benchmark in one half of the sessions does no
+    better than it in the other half (the probability of loss of Bailey et al. 2017)."""
     overfitting_blocks: Annotated[int, Field(ge=2, le=20, multiple_of=2)] = 16
     """Even number of parts that the out-of-sample sessions are cut into for it."""
+    ensemble: Annotated[int, Field(ge=1)] = 1
+    """So many of the sweep's best finished configurations act as one; 1: the winner alone."""
+    combination: Combination = "mean"
+    """How configurations, and the seeds of each, act as one: the mean of their target positions, a vote, or the mean
+    weighted by Sharpe ratios on inner validation (`folds.validation_sessions`)."""
     twins: Annotated[int, Field(ge=0)] = 8
-    """Zero-skill twins: so many more trainings of the winner, on features that belong to other sessions; 0: none."""
+    """Zero-skill twins: the candidate trained anew so many times, on features that belong to other sessions; 0: none.
+    """
     twin_level: Level = 0.2
     """Third gate: largest p-value of the candidate among its twins, (1 + those at least as good) / (1 + twins)."""
     twin_block_sessions: Annotated[int, Field(ge=1)] = 63

@@ -73,6 +73,14 @@ def disagreement(ensemble: Ensemble, window: Window) -> Floats:
     return _spread(ensemble.targets(window), window)
 
 
+def disagreement_text(mean: float) -> str:
+    """Returns a mean disagreement as a sentence."""
+    return (
+        f"The members' target positions differ by {mean:.2f} (standard deviation, mean over symbols and sessions; 0: "
+        "they agree, 1: half long, half short)."
+    )
+
+
 def _spread(targets: Floats, window: Window) -> Floats:
     spoken = ~np.isnan(targets)
     count = spoken.sum(axis=0)
@@ -93,6 +101,12 @@ class Watched:
 
     ledger: Ledger
     disagreement: Floats
+
+    @property
+    def mean_disagreement(self) -> float | None:
+        """Over the sessions; None where it is known of none."""
+        known = self.disagreement[~np.isnan(self.disagreement)]
+        return float(known.mean()) if len(known) else None
 
 
 def watched(

@@ -77,7 +77,11 @@ class Evidence(Config):
     superiority_upper: float
     """The same, conservative form."""
     overfitting: float | None
-    """Probability that the best in sample is in the worse half out of sample; None with one configuration."""
+    """PBO: how often the best in one half of the sessions is among the worse configurations in the other. Where all
+    are equally good, or bad, it is 0.5. None with one configuration."""
+    loss: float | None
+    """How often the best against the benchmark in one half does no better than the benchmark in the other. None with
+    one configuration."""
     deflated_sharpe: float
     """Probability that the winner's ratio is above what the best of all trials would have by luck."""
     deflated_threshold: float
@@ -162,7 +166,7 @@ def evidence_of(series: Series, winner: int, label: str, ledger: TrialLedger, co
     """
     own, benchmark = series.returns_TN[:, series.labels.index(winner)], series.baselines[config.benchmark]
     superior = significance.superior(series.returns_TN, benchmark, seed=config.seed)
-    several = series.returns_TN.shape[1] > 1
+    overfitting, loss = _halves(series.returns_TN, benchmark, config.overfitting_blocks)
     shape, trials = significance.moments(own), max(ledger.count(), 1)
     deflated = significance.deflated_sharpe(shape, trials, _spread(ledger))
     difference = significance.sharpe_difference(own, benchmark, seed=config.seed)
@@ -183,9 +187,8 @@ def evidence_of(series: Series, winner: int, label: str, ledger: TrialLedger, co
         superiority_p=superior.p_consistent,
         superiority_lower=superior.p_lower,
         superiority_upper=superior.p_upper,
-        overfitting=significance.overfitting_probability(series.returns_TN, config.overfitting_blocks).probability
-        if several
-        else None,
+        overfitting=overfitting,
+        loss=loss,
         deflated_sharpe=deflated.probability,
         deflated_threshold=deflated.threshold * SESSIONS_PER_YEAR**0.5,
         difference=difference.difference,
@@ -195,6 +198,15 @@ def evidence_of(series: Series, winner: int, label: str, ledger: TrialLedger, co
         minimum_sessions=_finite(needed),
         minimum_years=significance.minimum_backtest_years(trials, 1.0),
     )
+
+
+def _halves(returns_TN: Floats, benchmark: Floats, blocks: int) -> tuple[float | None, float | None]:
+    """Returns the probabilities of overfitting and of loss, for a choice of several."""
+    if returns_TN.shape[1] == 1:
+        return None, None
+    among = significance.overfitting_probability(returns_TN, blocks)
+    against = significance.overfitting_probability(returns_TN - benchmark[:, None], blocks)
+    return among.probability, against.loss
 
 
 def _spread(ledger: TrialLedger) -> float:

@@ -12,12 +12,16 @@ from typing import TYPE_CHECKING, Any
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from data_pipeline.clearance import Clearance
+
 if TYPE_CHECKING:
     from rl.judging.tune import Trial  # loads Ray
 
 SUSPICIOUS_SHARPE = 3.0
 """Annualised, out of sample, net of costs: daily trading of liquid symbols does not earn more for long. What shows
 more has mostly seen the future, or its fills or costs are wrong."""
+MOST_LEAKS = 12
+"""That are told in full."""
 BLUE = "#2f81f7"
 COLOURS = ("#d97706", "#1a9e6b", "#a371f7", "#8b949e", "#db61a2", "#b08800")
 DIVERGING = (  # orange, blue: told apart by the colour-blind; see-through at zero, so it suits a light and a dark page
@@ -51,6 +55,22 @@ def alarm(name: str, says: str, *details: str) -> str:
     """Returns a red box: a sentence that nobody must miss, and what is to be known or done."""
     rest = "".join(map(paragraph, details))
     return f'<div class="alarm" id="{name}" role="alert"><p><strong>Warning: {_marked(says)}</strong></p>{rest}</div>'
+
+
+def causality(clearance: Clearance) -> str:
+    """Returns a banner where a panel was forced past the leakage audit, a note where it has none, else nothing."""
+    if clearance.suspect:
+        return alarm(
+            "unaudited",
+            "NOT AUDITED: features may see the future.",
+            clearance.says,
+            *map(str, clearance.leaks[:MOST_LEAKS]),
+            "Rely on none of these figures: whoever sees the future earns what nobody can trade for. Mend or drop what "
+            "the audit names, and sweep again without data.audit=false.",
+        )
+    if not clearance.looked_at:
+        return f'<div class="note" id="causality">{paragraph(f"Not audited. {clearance.says}")}</div>'
+    return ""
 
 
 def suspicion(ratio: float, where: str) -> str:
@@ -234,6 +254,10 @@ code { font-size: .9375em; }
   margin-top: 1.5rem; }
 .alarm p { margin: .25rem 0; }
 .alarm strong { color: var(--bad); }
+#unaudited { background: #a31d14; border-color: #a31d14; color: #ffffff; }
+#unaudited strong { color: #ffffff; font-size: 1.5rem; line-height: 1.3; }
+.note { background: var(--panel); border-radius: .25rem; color: var(--soft); padding: .25rem 1.25rem;
+  margin-top: 1.5rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .9375rem;
   overflow-wrap: normal; }
@@ -243,7 +267,7 @@ th:first-child { text-align: left; font-weight: 400; min-width: 7rem; }
 #figures td:nth-child(2), #figures thead th:nth-child(2), #accounts tbody tr:first-child > * { font-weight: 700; }
 #statuses { width: auto; min-width: 20rem; }
 :is(#trials, #errors) th:first-child { min-width: 0; }
-#trials thead th, :is(#accounts, #comparisons, #regimes) tbody th { white-space: nowrap; }
+#trials thead th, :is(#accounts, #comparisons, #regimes, #ablations) tbody th { white-space: nowrap; }
 #trials :is(th, td):nth-child(2), #trials :is(th, td):nth-child(3), #errors :is(th, td) { text-align: left; }
 #trials td:nth-child(2), #errors td { white-space: normal; min-width: 11rem; }
 dl { margin: 0; }

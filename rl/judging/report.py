@@ -12,15 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from data_pipeline.clearance import Clearance
 from envs.backtest import Ledger
 from envs.costs import SESSIONS_PER_YEAR
 from rl.judging import plots
+from rl.judging.ensemble import disagreement_text
 from rl.judging.evidence import Account, Evidence
-from rl.judging.explain import Regime
+from rl.judging.explain import EVERYTHING, Ablation, Regime
 from rl.judging.frontier import Frontier
 from rl.judging.metrics import Comparison, Figures, figures
 from rl.judging.pages import (
     alarm,
+    causality,
     facts,
     or_dash,
     page,
@@ -47,10 +50,13 @@ def write_report(
     ledgers: Sequence[Ledger],
     verdict: Verdict | None,
     context: Mapping[str, str],
+    clearance: Clearance | None = None,
     evidence: Evidence | None = None,
     twins: Twins | None = None,
     frontier: Frontier | None = None,
     regimes: Sequence[Regime] = (),
+    disagreement: float | None = None,
+    ablations: Sequence[Ablation] = (),
     trials: Sequence[Trial] = (),
     times_opened: int = 0,
 ) -> Path:
@@ -62,27 +68,34 @@ def write_report(
         ledgers: The policy's first, then the baselines', all over the same sessions; none: the holdout stayed shut.
         verdict: On that policy; None where nothing is judged.
         context: What was judged and how, name to value: data snapshot, spans, hashes.
+        clearance: What is known of the panel's causality; None: nothing was trained on it for this report.
         evidence: Of the sweep, out of sample; None: there was none. Needed where there are no ledgers.
         twins: None: none were trained.
         frontier: None: not looked at.
         regimes: The policy in each kind of market; none: not looked at.
+        disagreement: Of the policy's members, mean over the sessions; None: it has none.
+        ablations: What each group of features is worth to the policy; none: not looked at.
         trials: All that were tried in the sweep; none: not recorded.
         times_opened: How often the holdout was opened, by anybody.
     """
     found = [figures(ledger) for ledger in ledgers]
     tear_sheet = _tear_sheet(path, title, ledgers, verdict)
     sections = (
+        "" if clearance is None else causality(clearance),
         "" if verdict is None else _verdict_section(verdict, evidence, len(trials), times_opened),
         *_alarms(found, evidence, frontier, times_opened),
         "" if evidence is None else _evidence_section(evidence),
         *(
-            _account_sections(ledgers, found, tear_sheet, "Figures" if verdict is None else "Figures on the holdout")
+            _account_sections(
+                ledgers, found, tear_sheet, "Figures" if verdict is None else "Figures on the holdout", disagreement
+            )
             if ledgers
             else ()
         ),
         "" if twins is None else _twins_section(twins),
         *(() if frontier is None else _frontier_sections(frontier)),
         _regimes_section(regimes, found, verdict) if regimes else "",
+        _ablations_section(ablations, found) if ablations else "",
         *(_trade_sections(ledgers, found) if ledgers else ()),
         _trials_section(trials),
         _context_section(context, found, judged=verdict is not None),
@@ -238,14 +251,16 @@ def _findings(evidence: Evidence) -> Iterable[tuple[str, str, str]]:
 
 
 def _overfitting(evidence: Evidence) -> tuple[str, str, str]:
-    name, chance = "Probability of backtest overfitting (PBO)", evidence.overfitting
-    if chance is None:
+    name = "Probabilities of loss and of backtest overfitting (PBO)"
+    loss, among = evidence.loss, evidence.overfitting
+    if loss is None or among is None:
         return name, "–", "One configuration was tried, so none was chosen over another."
     return (
         name,
-        f"{chance:.2f}",
-        f"The sessions were cut into halves in many ways: in {chance:.0%} of them the configuration that was best in "
-        "one half was no better than the median in the other.",
+        f"{loss:.2f} and {among:.2f}",
+        f"The sessions were cut into halves in many ways: in {loss:.0%} of them what was best in one half did no "
+        f"better than {evidence.benchmark} in the other, and in {among:.0%} it was no better there than the median "
+        "of the configurations. The second is near one half where all of them are equally good, or bad.",
     )
 
 
@@ -280,10 +295,14 @@ def _lengths(evidence: Evidence) -> Iterable[tuple[str, str, str]]:
 
 
 def _account_sections(
-    ledgers: Sequence[Ledger], found: Sequence[Figures], tear_sheet: Path | None, heading: str
+    ledgers: Sequence[Ledger],
+    found: Sequence[Figures],
+    tear_sheet: Path | None,
+    heading: str,
+    disagreement: float | None,
 ) -> tuple[str, ...]:
     return (
-        _figures_section(found, tear_sheet, heading),
+        _figures_section(found, tear_sheet, heading, disagreement),
         plot_section(
             "equity",
             "Equity",
@@ -313,7 +332,9 @@ _FIGURE_ROWS: tuple[tuple[str, Callable[[Figures], str]], ...] = (
 )
 
 
-def _figures_section(found: Sequence[Figures], tear_sheet: Path | None, heading: str) -> str:
+def _figures_section(
+    found: Sequence[Figures], tear_sheet: Path | None, heading: str, disagreement: float | None
+) -> str:
     policy = found[0]
     rows = [(label, *(text(f) for f in found)) for label, text in _FIGURE_ROWS]
     link = (
@@ -323,13 +344,14 @@ def _figures_section(found: Sequence[Figures], tear_sheet: Path | None, heading:
         else "<p>There is no tear sheet: the returns to be compared do not vary.</p>"
     )
     span = f"{policy.sessions} sessions, {policy.first_session} to {policy.last_session}, net of costs."
-    return section(heading, paragraph(span), table("figures", ("", *(f.name for f in found)), rows), link)
+    together = "" if disagreement is None else f'<p id="disagreement">{disagreement_text(disagreement)}</p>'
+    return section(heading, paragraph(span), table("figures", ("", *(f.name for f in found)), rows), together, link)
 
 
 def _twins_section(twins: Twins) -> str:
     better, number = sum(twin >= twins.candidate for twin in twins.twins), len(twins.twins)
     caption = (
-        "A zero-skill twin is the candidate's own training on features that belong to other sessions: what it earns, "
+        "A zero-skill twin is the candidate trained anew on features that belong to other sessions: what it earns, "
         f"it earns without skill. {better} of {number} did at least as well on the holdout, so p = "
         f"(1 + {better}) / (1 + {number}) = {twins.p_value:.2f}; the least that {number} twins can show is "
         f"{1 / (1 + number):.2f}."
@@ -364,6 +386,26 @@ def _regimes_section(regimes: Sequence[Regime], found: Sequence[Figures], verdic
             "both of the equally weighted set and known at the close before. Regimes are short: mind the errors."
         ),
         table("regimes", head, rows),
+    )
+
+
+def _ablations_section(ablations: Sequence[Ablation], found: Sequence[Figures]) -> str:
+    head = ("Hidden", "Features", "Change of the Sharpe ratio per year", "Mean change of the target positions")
+    rows = [
+        (each.group, f"{len(each.features)}", f"{each.sharpe_change:+.2f}", f"{each.position_change:.3f}")
+        for each in sorted(ablations, key=lambda each: (each.group == EVERYTHING, -each.position_change))
+    ]
+    name = found[0].name if found else "the policy"
+    return section(
+        "Features",
+        paragraph(
+            f"What becomes of {name} on the same sessions if it sees the training median of a group's features instead "
+            "of them, which tells nothing. A negative change of the Sharpe ratio: they helped. Target positions are "
+            "from -1 (short) to 1 (long); a change of 0: the features play no part. The policy was not trained "
+            "without them, so this says what it hangs on, not what could be learnt without them; groups that tell the "
+            "same can stand in for one another, and each then looks worthless."
+        ),
+        table("ablations", head, rows),
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import plotly.graph_objects as go
 
+from data_pipeline.clearance import Clearance, kept_clearance
 from data_pipeline.config import Config
 from data_pipeline.errors import RunError
 from rl.config import Axis, RunConfig
@@ -21,6 +22,7 @@ from rl.judging.pages import (
     COLOURS,
     DIVERGING,
     alarm,
+    causality,
     colour_bar,
     drawing,
     facts,
@@ -144,11 +146,14 @@ def _begun(place: Place) -> Sweep:
     ledger = TrialLedger(project)
     records = ledger.trials(name)
     began = records[0].began if records else None
+    panel = "" if began is None else str(config.data.panels / began.panel)
     return Sweep(
         id=name,
         project=project,
         config=config,
-        panel="" if began is None else str(config.data.panels / began.panel),
+        panel=panel,
+        clearance=(kept_clearance(Path(panel), config.data) if panel else None)
+        or Clearance(forced=not config.data.audit),
         folds=(config.folds.count or 0) if began is None else len(began.folds),
         trials=tuple(sorted(map(trial_of, records), key=_order)),
         ledger_head=ledger.head().text,
@@ -166,6 +171,7 @@ def write_results(path: Path, results: Results) -> Path:
     scored = [trial for trial in sweep.trials if trial.score is not None]
     best = f"in the folds' test spans for {scored[0].label}" if scored else ""
     sections = (
+        causality(sweep.clearance),
         *(alarm(name, says) for name, says in results.warnings.items()),
         suspicion(scored[0].score or 0.0, best) if scored else "",
         _status_section(results),
@@ -438,6 +444,7 @@ def _record_section(results: Results) -> str:
         "Check the ledger": f"swing-rl ledger verify {sweep.project} --known {results.head}",
         "TensorBoard, on the node that ran the sweep": f"tensorboard --logdir {results.tensorboard}",
         "Panel": sweep.panel or "not built yet",
+        "Causality": sweep.clearance.says,
         "Settings": f"sha256 {sweep.config.digest()}",
     }
     return section(

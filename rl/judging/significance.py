@@ -65,6 +65,11 @@ class Overfitting(NamedTuple):
     out_of_sample: Floats
     """`[C]`; its Sharpe ratio per period in the other half."""
 
+    @property
+    def loss(self) -> float:
+        """Probability of loss: how often its mean out of sample was zero or below."""
+        return float((self.out_of_sample <= 0.0).mean())
+
 
 class Superior(NamedTuple):
     """P-values of the claim that no configuration beats the benchmark."""

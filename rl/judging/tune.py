@@ -30,7 +30,7 @@ from typing import Any, Literal
 import numpy as np
 from ray import tune as ray_tune
 
-from data_pipeline.build import build
+from data_pipeline.clearance import Clearance, cleared
 from data_pipeline.config import Config
 from data_pipeline.errors import ConfigError, RunError
 from data_pipeline.folds import Fold, walk_forward
@@ -40,6 +40,7 @@ from rl.config import RunConfig, with_values
 from rl.judging.course import Course, Job, chosen, score_of, seeds_of, spread_of
 from rl.judging.metrics import sharpe, solvent_returns
 from rl.judging.place import Place, Training, parent, training_name
+from rl.judging.search import size_of
 from rl.judging.trial_ledger import TrialLedger, TrialRecord
 from rl.learning.panels import panel_at, share_panel
 from rl.learning.train import train
@@ -98,17 +99,14 @@ class Sweep(Config):
     """Settings common to all trials."""
     panel: str
     """Folder of the panel."""
+    clearance: Clearance = Clearance()
+    """Whether its features see the future, as far as is known."""
     folds: int
     """Number of walk-forward folds."""
     trials: tuple[Trial, ...]
     """Finished ones, best first; then stopped ones; then failed ones."""
     ledger_head: str
     """Number and hash of the trial ledger's newest entry when the sweep was finished."""
-
-    @property
-    def winner(self) -> RunConfig:
-        """Settings of the best trial."""
-        return with_values(self.config, self.trials[0].values, "winner")
 
 
 def folds_of(panel: Panel, config: RunConfig) -> tuple[tuple[Fold, ...], Fold]:
@@ -127,6 +125,7 @@ def tune(
     on_result: Callable[[int, int], None] = lambda *_: None,
     resume: bool = False,
     project: str | None = None,
+    on_audit: Callable[[int, int], None] = lambda *_: None,
 ) -> Sweep:
     """Runs the sweep and returns it; needs a Ray connection.
 
@@ -136,16 +135,20 @@ def tune(
         on_result: Called with (trainings done, trainings in all).
         resume: Go on with a sweep that was interrupted; nothing that finished is trained again.
         project: Folder or URI of the trial ledger; None: the one that `out` is in.
+        on_audit: Called with (sessions looked at, sessions in all) while the panel is audited.
 
     Raises:
-        ConfigError: The search space names an unknown path or an impossible value.
-        RunError: Every trial failed, `out` holds a sweep of other settings, or one that is not to be resumed.
+        ConfigError: The search space names an unknown path or an impossible value, or judge.ensemble asks for more.
+        RunError: Every trial failed, a feature sees the future, `out` holds a sweep of other settings, or one that is
+            not to be resumed.
     """
     _check_space(config)
     place = Place(str(out))
     project = _absolute(project or parent(str(out)))
-    sweep_id = _claim(place, config, project, resume)
-    panel_folder = build(config.data).resolve()
+    known = _known(place, config, project, resume)
+    folder, clearance = cleared(config.data, on_audit)
+    sweep_id = known or _claim(place, config, project)  # a panel that is refused leaves no sweep behind
+    panel_folder = folder.resolve()
     panel = open_panel(panel_folder)
     folds, _ = folds_of(panel, config)
     course = Course(config, sweep_id, panel, panel_folder.name, folds, TrialLedger(project))
@@ -160,6 +163,7 @@ def tune(
         project=project,
         config=config,
         panel=str(panel_folder),
+        clearance=clearance,
         folds=len(folds),
         trials=trials,
         ledger_head=course.ledger.head().text,
@@ -329,7 +333,7 @@ def _fit(
             folds,
             root,
             lambda done, score, trainings: ray_tune.report(
-                {"score": score, "folds_done": done, "trainings": [each.tree() for each in trainings]}
+                {"score": score, "folds_done": done, "trainings": tuple(each.tree() for each in trainings)}
             ),
         )
 
@@ -403,20 +407,30 @@ def _check_space(config: RunConfig) -> None:
     for path, axis in config.tune.space.items():
         for value in axis.extremes:
             with_values(config, {path: value}, f"tune.space {path}")
+    if config.judge.ensemble > (size := size_of(config.tune)):
+        raise ConfigError(
+            f"judge.ensemble {config.judge.ensemble}: the sweep tries {size} configurations; widen tune.space, raise "
+            "tune.samples or lower judge.ensemble"
+        )
 
 
 def _absolute(root: str) -> str:
     return root if "://" in root else str(Path(root).resolve())
 
 
-def _claim(place: Place, config: RunConfig, project: str, resume: bool) -> str:
-    """Returns the sweep's id, new or that of the one to go on with."""
+def _claim(place: Place, config: RunConfig, project: str) -> str:
+    """Writes down what is swept, and returns the sweep's new id."""
+    fresh = f"{place.root.rstrip('/').rpartition('/')[-1]}-{uuid.uuid4().hex[:8]}"
+    head = {"sweep": fresh, "project": project, "config": config.tree()}
+    place.write("config.json", json.dumps(head, indent=1, sort_keys=True))
+    return fresh
+
+
+def _known(place: Place, config: RunConfig, project: str, resume: bool) -> str | None:
+    """Returns the id of the sweep to go on with; None where there is none yet."""
     text = place.read("config.json")
     if text is None:
-        fresh = f"{place.root.rstrip('/').rpartition('/')[-1]}-{uuid.uuid4().hex[:8]}"
-        head = {"sweep": fresh, "project": project, "config": config.tree()}
-        place.write("config.json", json.dumps(head, indent=1, sort_keys=True))
-        return fresh
+        return None
     if not resume:
         raise RunError(f"{place.root}: holds a sweep already; add --resume to go on with it, or choose another --out")
     try:

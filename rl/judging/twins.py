@@ -1,9 +1,10 @@
-"""Zero-skill twins: the winner's own training on features that say nothing of the returns that follow.
+"""Zero-skill twins: the candidate trained anew on features that say nothing of the returns that follow.
 
 For a twin, blocks of sessions of the features change places while prices stay. Each side keeps its own past and
 future, its crises and its calm, and nothing of one can be told from the other. What a twin earns, it earns by leaning
 the way the market went and by luck, as its optimiser does everywhere; a candidate that does no better has no skill.
 Training and holdout are permuted each by itself, so that a twin's training sees no more than the candidate's did.
+A twin has all members and seeds of the candidate, combined alike, for an ensemble does better than one by itself.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from data_pipeline.folds import Fold
 from data_pipeline.panel import Panel, open_panel, save_panel
 from envs.backtest import backtest
 from envs.contract import Ints
-from rl.config import RunConfig, with_values
+from rl.judging.candidate import Candidate
 from rl.judging.metrics import sharpe, solvent_returns
+from rl.learning.panels import panel_at, share_panel
 
 
 class Twins(Config):
@@ -40,7 +42,7 @@ def ranked(candidate: float, twins: list[float]) -> Twins:
 
 
 def twin_ratios(
-    config: RunConfig,
+    candidate: Candidate,
     panel_folder: Path,
     final: Fold,
     out: Path,
@@ -49,18 +51,16 @@ def twin_ratios(
     """Trains the twins and returns their annualised Sharpe ratios on the holdout; needs a Ray connection.
 
     Args:
-        config: Settings of the winner; `judge` says how many twins.
+        candidate: Whose twins they are; `judge` of its settings says how many.
         panel_folder: Of the panel.
-        final: Training span and holdout.
+        final: Training, inner validation and holdout.
         out: Folder for the runs; those that finished there before are not repeated.
         on_twin: Is told (twins done, twins in all).
     """
     import ray  # noqa: PLC0415
 
-    from rl.learning.panels import share_panel  # noqa: PLC0415
-
-    judge, out = config.judge, out.resolve()
-    alone = with_values(config, {"train.env_runners": 0}, "twin")
+    judge, out = candidate.config.judge, out.resolve()
+    alone = candidate.changed("train.env_runners", 0)
     panel, shelves, waiting = open_panel(panel_folder), [], []
     task = ray.remote(_ratio).options(num_cpus=1, max_retries=1)
     for number in range(judge.twins):
@@ -68,7 +68,7 @@ def twin_ratios(
         # Not among the panels that a build may continue.
         twin = save_panel(twin_of(panel, final, judge.twin_block_sessions, seed), out / "panels")
         shelves.append(share_panel(twin))  # nodes without the folder may ask for the panel until this returns
-        waiting.append(task.remote(alone.tree(), str(twin), tuple(final.train), tuple(final.test), str(out), number))
+        waiting.append(task.remote(alone, twin, final, out / f"twin-{number}"))
     ratios: list[float] = []
     while waiting:
         ready, waiting = ray.wait(waiting)
@@ -77,18 +77,10 @@ def twin_ratios(
     return ratios
 
 
-def _ratio(
-    tree: dict[str, object], panel: str, train_on: tuple[int, int], test: tuple[int, int], out: str, number: int
-) -> float:
-    """Trains one twin in this process; the arguments are plain so that they travel."""
-    from data_pipeline.folds import Span  # noqa: PLC0415
-    from rl.learning.panels import panel_at  # noqa: PLC0415
-    from rl.learning.train import train  # noqa: PLC0415
-
-    config, folder = RunConfig.of(tree, "twin"), Path(panel)
-    trained = train(config, folder, Span(*train_on), Path(out) / f"twin-{number}", resume=True)
-    env = config.env
-    ledger = backtest(trained.policy, panel_at(folder), Span(*test), env.limits, env.costs, env.initial_cash_usd)
+def _ratio(candidate: Candidate, panel: Path, final: Fold, folder: Path) -> float:
+    """Trains one twin in this process."""
+    policy = candidate.trained(panel, final, folder)
+    ledger = backtest(policy, panel_at(panel), final.test, *candidate.account)
     return sharpe(solvent_returns(ledger)).ratio
 
 

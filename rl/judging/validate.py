@@ -1,6 +1,6 @@
 """The sweep's winner before its judge: what the search showed, then the holdout, opened on record.
 
-<out>/final/seed-<seed>/  training runs of the winner on the final fold
+<out>/final/              trainings of the candidate on the final fold (`candidate`)
 <out>/twins/              the same of its zero-skill twins
 <out>/ledgers/<name>/     what each account did on the holdout
 <out>/validation.json     evidence, figures, verdict; written last
@@ -14,21 +14,22 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from data_pipeline.clearance import Clearance
 from data_pipeline.config import Config
 from data_pipeline.errors import ConfigError, RunError
 from data_pipeline.folds import Fold
 from data_pipeline.panel import Panel, open_panel
 from data_pipeline.scaling import Scaler
 from envs.backtest import Ledger, backtest
-from envs.bundle import LstmPolicy
-from envs.contract import Policy
+from envs.bundle import LstmPolicy, networks_of
 from envs.ensemble import Ensemble
 from rl.config import RunConfig, with_values
 from rl.judging.baselines import BASELINES
+from rl.judging.candidate import Candidate, candidate_of
 from rl.judging.chain import Head
-from rl.judging.course import seeds_of
+from rl.judging.ensemble import watched
 from rl.judging.evidence import Evidence, evidence_of, series_of
-from rl.judging.explain import Regime, regimes
+from rl.judging.explain import Ablation, Regime, ablation, regimes
 from rl.judging.frontier import Frontier, frontier
 from rl.judging.metrics import Figures, compare, figures, solvent_returns
 from rl.judging.report import write_report
@@ -38,6 +39,7 @@ from rl.judging.twins import Twins, ranked, twin_ratios
 from rl.judging.verdict import (
     Gate,
     Verdict,
+    causality_gate,
     holdout_gate,
     search_gates,
     shut_gate,
@@ -45,7 +47,7 @@ from rl.judging.verdict import (
     twins_gate,
     verdict_of,
 )
-from rl.learning.train import Progress, policy_of, train
+from rl.learning.train import Progress
 
 
 class Validation(Config):
@@ -53,12 +55,16 @@ class Validation(Config):
 
     sweep: str
     """Its name in the trial ledger."""
-    config: RunConfig
-    """Settings of the winner."""
+    candidate: Candidate
+    """What was judged."""
+    runs: str
+    """Folder of its trainings."""
+    weights: tuple[float, ...]
+    """Of its members, by inner validation; none unless they are combined by sharpe."""
     panel: str
     """Folder of the panel."""
-    runs: tuple[str, ...]
-    """Folders of the final training runs, one for each seed; several act as one, by the mean of their targets."""
+    clearance: Clearance = Clearance()
+    """Whether its features see the future, as far as is known."""
     scaler: Scaler
     """Fitted on the final training span."""
     spans: dict[str, str]
@@ -67,12 +73,16 @@ class Validation(Config):
     """Out of sample, before the holdout."""
     figures: tuple[Figures, ...]
     """On the holdout: the policy's first, then the baselines'; empty if it stayed shut."""
+    disagreement: float | None
+    """Of the members, mean over the holdout (`ensemble.disagreement`); None for a single one, or if it stayed shut."""
     twins: Twins | None
     """None: none were trained."""
     frontier: Frontier | None
     """What dearer trading and a larger account would have made of the holdout; None if it stayed shut."""
     regimes: tuple[Regime, ...]
     """The policy in each kind of market, on the holdout."""
+    ablations: tuple[Ablation, ...]
+    """What each group of features is worth to it there; empty if it stayed shut."""
     trials: tuple[Trial, ...]
     """All that were tried in this sweep."""
     ledger_head: str
@@ -80,13 +90,18 @@ class Validation(Config):
     verdict: Verdict
     """Promote or reject."""
 
+    @property
+    def config(self) -> RunConfig:
+        """Settings of the winner."""
+        return self.candidate.config
+
     def open_panel(self) -> Panel:
         """Returns the panel it was judged on."""
         return open_panel(Path(self.panel))
 
     def policy(self) -> LstmPolicy | Ensemble:
         """Returns the judged policy."""
-        return _policy([policy_of(Path(run), self.config, self.scaler) for run in self.runs])
+        return self.candidate.policy(Path(self.runs), self.scaler, self.weights)
 
 
 def validate(
@@ -95,41 +110,41 @@ def validate(
     on_progress: Callable[[Progress], None] = lambda _: None,
     on_twin: Callable[[int, int], None] = lambda *_: None,
 ) -> Validation:
-    """Judges the winner of a sweep; needs a Ray connection.
+    """Judges the winner of a sweep, or its best configurations as one; needs a Ray connection.
 
     Args:
         sweep_folder: Folder or URI of the finished sweep.
         out: Folder for runs, ledgers, figures and report.
-        on_progress: Is told of each iteration of the final training.
+        on_progress: Is told of each iteration of the final trainings.
         on_twin: Is told (twins done, twins in all).
 
     Raises:
-        RunError: There is no finished sweep, or its ledger is damaged.
+        RunError: There is no finished sweep, too few of its configurations finished, or its ledger is damaged.
     """
     case = _Case(sweep_folder, out)
-    gates = list(search_gates(case.evidence, case.config.judge))
-    runs = case.trained(on_progress)
+    gates = [causality_gate(case.sweep.clearance), *search_gates(case.evidence, case.config.judge)]
+    policy = case.candidate.trained(case.panel_folder, case.final, case.runs, on_progress)
     shut = case.config.judge.thrifty and not all(gate.passed for gate in gates)
-    holdout = None if shut else case.opened(runs)
+    holdout = None if shut else case.opened(policy)
     gates += [shut_gate("holdout")] if holdout is None else [holdout.gate]
     twins = None
     if case.config.judge.twins and holdout is not None and not (case.config.judge.thrifty and not holdout.gate.passed):
         twins = ranked(
-            holdout.found[0].sharpe, twin_ratios(case.config, case.panel_folder, case.final, out / "twins", on_twin)
+            holdout.found[0].sharpe, twin_ratios(case.candidate, case.panel_folder, case.final, out / "twins", on_twin)
         )
         gates.append(twins_gate(twins, case.config.judge))
     elif case.config.judge.twins:
         gates.append(shut_gate("twins"))
     if holdout is not None:
         gates.append(substance_gate(holdout.found[0]))
-    return case.closed(runs, gates, holdout, twins)
+    return case.closed(policy, gates, holdout, twins)
 
 
 class _Holdout:
     """What the accounts did on it."""
 
-    def __init__(self, ledgers: Sequence[Ledger], benchmark: str, seed: int) -> None:
-        self.ledgers = ledgers
+    def __init__(self, ledgers: Sequence[Ledger], disagreement: float | None, benchmark: str, seed: int) -> None:
+        self.ledgers, self.disagreement = ledgers, disagreement
         self.found = tuple(figures(ledger) for ledger in ledgers)
         rest = sorted(ledgers[1:], key=lambda ledger: ledger.name != benchmark)
         self.comparisons = tuple(compare(ledgers[0], ledger, seed) for ledger in rest if ledger.name != "cash")
@@ -142,11 +157,15 @@ class _Case:
 
     def __init__(self, sweep_folder: str | Path, out: Path) -> None:
         self.sweep: Sweep = read_sweep(sweep_folder)
-        self.out, self.config, self.panel_folder = out, self.sweep.winner, Path(self.sweep.panel)
+        self.candidate = candidate_of(self.sweep)
+        self.out, self.config, self.panel_folder = out, self.candidate.config, Path(self.sweep.panel)
+        self.runs = out / "final"
         self.ledger = TrialLedger(self.sweep.project)
         self.head = self.ledger.verify(Head.of(self.sweep.ledger_head)).text
         self.panel = open_panel(self.panel_folder, verify=True)
-        self.folds, self.final = folds_of(self.panel, self.config)
+        self.folds, _ = folds_of(self.panel, self.sweep.config)  # as the sweep laid them out
+        longest = with_values(self.sweep.config, {"model.window_sessions": self.candidate.window}, "candidate")
+        _, self.final = folds_of(self.panel, longest)
         best = self.sweep.trials[0]
         series = series_of(
             self.ledger.trials(self.sweep.id),
@@ -162,35 +181,25 @@ class _Case:
         )
         self.times_opened = len(self.ledger.openings(*self.holdout))
 
-    def trained(self, on_progress: Callable[[Progress], None]) -> list[LstmPolicy]:
-        """Returns the winner, trained up to the holdout with each seed."""
-        found = []
-        for seed in seeds_of(self.config):
-            seeded = with_values(self.config, {"train.seed": seed}, "winner")
-            folder = self._run(seed)
-            trained = train(seeded, self.panel_folder, self.final.train, folder, resume=True, on_progress=on_progress)
-            found.append(trained.policy)
-        return found
-
-    def opened(self, runs: list[LstmPolicy]) -> _Holdout:
+    def opened(self, policy: LstmPolicy | Ensemble) -> _Holdout:
         """Opens the holdout, on record before anybody looks."""
         first, last = self.holdout
         by = str(self.out)
         self.ledger.open(
-            Opened(sweep=self.sweep.id, candidate=self.evidence.winner, by=by, first_session=first, last_session=last)
+            Opened(sweep=self.sweep.id, candidate=self.candidate.label, by=by, first_session=first, last_session=last)
         )
         self.times_opened = len(self.ledger.openings(first, last))
-        env, policies = self.config.env, (_policy(runs), *BASELINES)
-        ledgers = [
-            backtest(policy, self.panel, self.final.test, env.limits, env.costs, env.initial_cash_usd)
-            for policy in policies
-        ]
+        panel, span, account = self.panel, self.final.test, self.candidate.account
+        seen = watched(policy, panel, span, *account) if isinstance(policy, Ensemble) else None
+        own = backtest(policy, panel, span, *account) if seen is None else seen.ledger
+        ledgers = [own, *(backtest(baseline, panel, span, *account) for baseline in BASELINES)]
         for ledger in ledgers:
             ledger.save(self.out / "ledgers" / ledger.name)
-        return _Holdout(ledgers, self.config.judge.benchmark, self.config.judge.seed)
+        judge, disagreement = self.config.judge, None if seen is None else seen.mean_disagreement
+        return _Holdout(ledgers, disagreement, judge.benchmark, judge.seed)
 
     def closed(
-        self, runs: list[LstmPolicy], gates: list[Gate], holdout: _Holdout | None, twins: Twins | None
+        self, policy: LstmPolicy | Ensemble, gates: list[Gate], holdout: _Holdout | None, twins: Twins | None
     ) -> Validation:
         """Gives the verdict and writes everything down."""
         spans = {
@@ -200,16 +209,20 @@ class _Case:
         }
         validation = Validation(
             sweep=self.sweep.id,
-            config=self.config,
+            candidate=self.candidate,
+            runs=str(self.runs.resolve()),
+            weights=policy.weights if isinstance(policy, Ensemble) else (),
             panel=str(self.panel_folder),
-            runs=tuple(str(self._run(seed).resolve()) for seed in seeds_of(self.config)),
-            scaler=runs[0].scaler,
+            clearance=self.sweep.clearance,
+            scaler=networks_of(policy)[0].scaler,
             spans=spans,
             evidence=self.evidence,
             figures=() if holdout is None else holdout.found,
+            disagreement=None if holdout is None else holdout.disagreement,
             twins=twins,
             frontier=None if holdout is None else self._frontier(holdout),
             regimes=() if holdout is None else self._regimes(holdout),
+            ablations=() if holdout is None else self._ablations(policy),
             trials=self.sweep.trials,
             ledger_head=self.head,
             verdict=verdict_of(gates, () if holdout is None else holdout.comparisons),
@@ -217,7 +230,7 @@ class _Case:
         self.ledger.judge(
             Judged(
                 sweep=self.sweep.id,
-                candidate=self.evidence.winner,
+                candidate=self.candidate.label,
                 decision=validation.verdict.decision,
                 reasons=validation.verdict.reasons,
                 figures=self.evidence.tree(),
@@ -232,33 +245,22 @@ class _Case:
         return validation
 
     def _frontier(self, holdout: _Holdout) -> Frontier:
-        env = self.config.env
         found = holdout.found[[ledger.name for ledger in holdout.ledgers].index(holdout.benchmark.name)]
-        return frontier(
-            holdout.ledgers[0],
-            self.panel,
-            self.final.test,
-            env.limits,
-            env.costs,
-            env.initial_cash_usd,
-            benchmark_return=found.cagr,
-        )
+        own, account = holdout.ledgers[0], self.candidate.account
+        return frontier(own, self.panel, self.final.test, *account, benchmark_return=found.cagr)
 
     def _regimes(self, holdout: _Holdout) -> tuple[Regime, ...]:
         own, other = (solvent_returns(ledger) for ledger in (holdout.ledgers[0], holdout.benchmark))
         return regimes(holdout.ledgers[0].account["session"].to_list(), own, other, self.panel)
 
-    def _run(self, seed: int) -> Path:
-        return self.out / "final" / f"seed-{seed}"
-
-
-def _policy(runs: Sequence[LstmPolicy]) -> LstmPolicy | Ensemble:
-    policies: Sequence[Policy] = runs
-    return runs[0] if len(runs) == 1 else Ensemble(f"{runs[0].name}-x{len(runs)}", tuple(policies))
+    def _ablations(self, policy: LstmPolicy | Ensemble) -> tuple[Ablation, ...]:
+        return ablation(policy, self.panel, self.final.test, self.final.train, *self.candidate.account)
 
 
 def _report(out: Path, validation: Validation, ledgers: Sequence[Ledger], panel: Panel) -> None:
     context = {
+        "candidate": validation.candidate.label,
+        **({"members' weights": ", ".join(f"{each:.3f}" for each in validation.weights)} if validation.weights else {}),
         "trained on": validation.spans["train"],
         "judged on": validation.spans["holdout"],
         "trial ledger's head": validation.ledger_head,
@@ -271,14 +273,17 @@ def _report(out: Path, validation: Validation, ledgers: Sequence[Ledger], panel:
     }
     write_report(
         out / "report.html",
-        title=f"{ledgers[0].name if ledgers else validation.evidence.winner} on {', '.join(panel.symbols)}",
+        title=f"{ledgers[0].name} on {', '.join(panel.symbols)}",
         ledgers=ledgers,
         verdict=validation.verdict,
         context=context,
+        clearance=validation.clearance,
         evidence=validation.evidence,
         twins=validation.twins,
         frontier=validation.frontier,
         regimes=validation.regimes,
+        disagreement=validation.disagreement,
+        ablations=validation.ablations,
         trials=validation.trials,
         times_opened=int(validation.spans["opened"]),
     )

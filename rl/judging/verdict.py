@@ -1,12 +1,13 @@
-"""Promote or reject: five gates in a fixed order, each a sentence with its numbers.
+"""Promote or reject: six gates in a fixed order, each a sentence with its numbers.
 
-1. superiority   the best of all that were tried beats the benchmark by more than the search alone explains
-2. overfitting   what was best on one half of the sessions tends to be good on the other half
-3. holdout       on sessions that nothing was chosen by, the winner earns more than the benchmark
-4. twins         there it does better than its zero-skill twins
-5. substance     it traded, over enough sessions to be judged at all
+1. causality     the leakage audit found nothing that sees the future, and no panel was forced past it
+2. superiority   the best of all that were tried beats the benchmark by more than the search alone explains
+3. overfitting   what was best on one half of the sessions still beats the benchmark on the other half
+4. holdout       on sessions that nothing was chosen by, the winner earns more than the benchmark
+5. twins         there it does better than its zero-skill twins
+6. substance     it traded, over enough sessions to be judged at all
 
-Noise passes the first in one sweep of twenty and the others seldom; the holdout alone could not tell skill from luck,
+Noise passes the second in one sweep of twenty and the others seldom; the holdout alone could not tell skill from luck,
 for the standard error of a Sharpe ratio over two years is 0.7.
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from data_pipeline.clearance import Clearance
 from data_pipeline.config import Config
 from envs import bundle
 from rl.judging.criteria import JudgeConfig
@@ -27,10 +29,10 @@ from rl.judging.twins import Twins
 class Gate(Config):
     """One condition of promotion."""
 
-    name: Literal["superiority", "overfitting", "holdout", "twins", "substance"]
+    name: Literal["causality", "superiority", "overfitting", "holdout", "twins", "substance"]
     """Which."""
     passed: bool
-    """Whether it is met; one that was not looked at is not."""
+    """Whether it is met; one that was not looked at is not. Bars that cannot be audited pass causality."""
     says: str
     """A sentence with the numbers."""
 
@@ -44,6 +46,11 @@ class Verdict(bundle.Verdict):
     """On the holdout, with each baseline, the benchmark first; empty if it stayed shut."""
 
 
+def causality_gate(clearance: Clearance) -> Gate:
+    """Returns the gate that the leakage audit decides; where it could not be run, its sentence says so."""
+    return Gate(name="causality", passed=clearance.may_promote, says=clearance.says)
+
+
 def search_gates(evidence: Evidence, config: JudgeConfig) -> tuple[Gate, ...]:
     """Returns the gates that the sweep itself decides."""
     level, most = config.superiority_level, config.most_overfitting
@@ -55,8 +62,8 @@ def search_gates(evidence: Evidence, config: JudgeConfig) -> tuple[Gate, ...]:
         f"against {evidence.benchmark}: SPA p = {evidence.superiority_p:.3f}, {_side(found)} {level:g}; "
         + ("the search alone does not explain it." if found else "luck in the search explains it."),
     )
-    chance = evidence.overfitting
-    if chance is None:
+    chance, among = evidence.loss, evidence.overfitting
+    if chance is None or among is None:
         steady = Gate(
             name="overfitting", passed=True, says="One configuration was tried, so none was chosen over another."
         )
@@ -65,7 +72,9 @@ def search_gates(evidence: Evidence, config: JudgeConfig) -> tuple[Gate, ...]:
         steady = Gate(
             name="overfitting",
             passed=good,
-            says=f"The probability of backtest overfitting is {chance:.2f}, {_side(good)} {most:g}.",
+            says=f"What was best in one half of the sessions did no better than {evidence.benchmark} in the other half "
+            f"with a probability of {chance:.2f}, {_side(good)} {most:g}; it was among the worse half of the "
+            f"configurations with {among:.2f} (PBO).",
         )
     return superiority, steady
 

@@ -14,6 +14,7 @@ import pytest
 from playwright.sync_api import Page
 
 from browser import brightness, browser, collisions, page  # noqa: F401  (fixtures)
+from data_pipeline.clearance import Clearance
 from data_pipeline.folds import Span
 from data_pipeline.panel import Panel
 from data_pipeline.scaling import Scaler
@@ -23,7 +24,7 @@ from envs.costs import Costs
 from envs.limits import Limits
 from rl.judging.baselines import BuyAndHold, Cash, EqualWeight
 from rl.judging.evidence import Account, Evidence
-from rl.judging.explain import regimes
+from rl.judging.explain import EVERYTHING, Ablation, regimes
 from rl.judging.frontier import Frontier, frontier
 from rl.judging.metrics import compare, figures
 from rl.judging.pages import SUSPICIOUS_SHARPE
@@ -132,6 +133,7 @@ def evidence_with(**changed: Any) -> Evidence:
         superiority_lower=0.011,
         superiority_upper=0.034,
         overfitting=0.31,
+        loss=0.12,
         deflated_sharpe=0.873,
         deflated_threshold=0.62,
         difference=0.57,
@@ -163,6 +165,10 @@ TRIALS = (
     trial(0, {"fold-1": [-0.5, -0.3, 0.1]}, score=-0.3, quartiles=(-0.4, -0.1), status="stopped"),
     trial(2, {}, score=None, status="failed", error=HOSTILE),
 )
+ABLATIONS = tuple(
+    Ablation(group=group, features=("x", "y"), sharpe_change=change, position_change=moved)
+    for group, change, moved in (("risk", 0.021, 0.0104), (f"B {HOSTILE}", -0.314, 0.25), (EVERYTHING, -0.9, 0.2))
+)
 TWINS = ranked(1.21, [0.3, -0.2, 0.7, 0.4, 0.1, 1.3, -0.6, 0.5])
 
 
@@ -180,6 +186,8 @@ def whole(ledgers: list[Ledger]) -> dict[str, Any]:
         "twins": TWINS,
         "frontier": frontier(ledgers[0], panel, span, Limits(), Costs(), benchmark_return=0.01),
         "regimes": regimes(ledgers[0].account["session"].to_list(), own, other, panel),
+        "disagreement": 0.3149,
+        "ablations": ABLATIONS,
         "trials": TRIALS,
         "times_opened": 1,
     }
@@ -253,25 +261,30 @@ def test_report_without_a_verdict_claims_nothing_of_the_sample(ledgers: list[Led
 
 def test_report_of_a_validation_hands_over_all_that_was_found(ledgers: list[Ledger], tmp_path: Path) -> None:
     from rl.config import RunConfig
+    from rl.judging.candidate import Candidate, Member
     from rl.judging.validate import Validation, _report
 
     panel, found = random_market(), whole(ledgers)
     validation = Validation(
         sweep="s",
-        config=RunConfig(),
+        candidate=Candidate(members=(Member(trial=0, label="lr=1", config=RunConfig()),) * 2, combination="sharpe"),
         panel="",
-        runs=(),
+        runs="",
+        weights=(0.25, 0.75),
         scaler=Scaler(median=(0.0,), spread=(1.0,)),
         spans={"train": "then", "holdout": "later", "opened": "2"},
         figures=tuple(map(figures, ledgers)),
         ledger_head=f"12:{'a' * 64}",
         verdict=verdict_on(ledgers),
-        **{name: found[name] for name in ("evidence", "twins", "frontier", "regimes", "trials")},
+        **{name: value for name, value in found.items() if name != "times_opened"},
     )
     _report(tmp_path, validation, ledgers, panel)
     text = (tmp_path / "report.html").read_text("utf-8")
-    for name in ("verdict", "reopened", "accounts", "findings", "twins", "frontier", "capacity", "regimes", "trials"):
+    names = ["verdict", "reopened", "accounts", "findings", "twins", "frontier", "capacity", "regimes", "trials"]
+    for name in (*names, "disagreement", "ablations"):
         assert f'id="{name}"' in text
+    assert "sharpe of lr=1, seed 0; lr=1, seed 0" in text
+    assert "0.250, 0.750" in text
     assert f"12:{'a' * 64}" in text
 
 
@@ -295,6 +308,9 @@ def with_winner(sharpe: float) -> Evidence:
     [
         ({}, []),
         ({"times_opened": 0}, []),
+        ({"clearance": Clearance(looked_at="2 columns")}, []),
+        ({"clearance": Clearance(unable="too few sessions")}, []),
+        ({"clearance": Clearance(looked_at="2 columns", forced=True), "times_opened": 2}, ["unaudited", "reopened"]),
         ({"times_opened": 2}, ["reopened"]),
         ({"evidence": with_winner(SUSPICIOUS_SHARPE)}, []),
         ({"evidence": with_winner(SUSPICIOUS_SHARPE + 0.01)}, ["suspicious"]),
@@ -313,6 +329,21 @@ def test_report_shouts_exactly_when_it_should(
     assert alarms_of(path) == alarms
     assert ("<code>swing-data audit</code>" in text) is ("suspicious" in alarms)
     assert ("With spread costs times 2 it was richer." in text) is ("faults" in alarms)
+
+
+@pytest.mark.parametrize(
+    ("clearance", "noted"),
+    [(None, False), (Clearance(looked_at="2 columns"), False), (Clearance(unable=f"too few, {HOSTILE}"), True)],
+)
+def test_report_on_what_could_not_be_audited_says_so_calmly(
+    clearance: Clearance | None, noted: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "report.html"
+    report_on([], path, verdict=verdict_of([], ()), evidence=evidence_with(), clearance=clearance)
+    text = path.read_text("utf-8")
+    assert ('class="note" id="causality"' in text) is noted
+    assert ("could not be run (too few, &lt;/script&gt;" in text) is noted
+    assert alarms_of(path) == []
 
 
 @pytest.mark.parametrize(
@@ -383,7 +414,7 @@ def test_capacity_caption_says_where_it_is(
 
 
 def test_findings_of_one_hopeless_configuration_are_told(tmp_path: Path) -> None:
-    found = evidence_with(overfitting=None, minimum_sessions=None, configurations=1, difference_lower=None)
+    found = evidence_with(overfitting=None, loss=None, minimum_sessions=None, configurations=1, difference_lower=None)
     text = report_on([], tmp_path / "report.html", verdict=verdict_of([], ()), evidence=found).read_text("utf-8")
     assert "none was chosen over another" in text
     assert "<strong>never</strong>" in text
@@ -492,6 +523,12 @@ def test_report_in_a_browser_shows_the_evidence(report: Path, page: Page, ledger
     assert "is too short, 4.0 years" in told[5]
     assert [row[0] for row in cells(page, "regimes")] == [
         f"{each.kind}: {each.name}" for each in whole(ledgers)["regimes"]
+    ]
+    assert "differ by 0.31 (standard deviation" in (page.locator("#disagreement").text_content() or "")
+    assert cells(page, "ablations") == [
+        [f"B {HOSTILE}", "2", "-0.31", "0.250"],
+        ["risk", "2", "+0.02", "0.010"],
+        [EVERYTHING, "2", "-0.90", "0.200"],
     ]
 
 

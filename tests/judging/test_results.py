@@ -13,6 +13,7 @@ import pytest
 from playwright.sync_api import Page
 
 from browser import brightness, browser, collisions, page  # noqa: F401  (fixtures)
+from data_pipeline.clearance import Clearance
 from data_pipeline.errors import RunError
 from rl.config import Axis, RunConfig
 from rl.judging.pages import SUSPICIOUS_SHARPE
@@ -425,12 +426,41 @@ def test_page_of_an_unfinished_sweep_shouts_and_shows_what_there_is(tmp_path: Pa
     assert cells(page, "errors") == [["#0", failed.label, "out of memory"]]
 
 
+def forced(results: Results, **known: Any) -> Results:
+    """The same, its panel forced past the audit."""
+    clearance = Clearance(forced=True, **known)
+    return results.model_copy(update={"sweep": results.sweep.model_copy(update={"clearance": clearance})})
+
+
+def test_unfinished_sweep_whose_panel_was_forced_through_is_known_by_its_settings(tmp_path: Path) -> None:
+    folder = interrupted(tmp_path)
+    head = json.loads((folder / "config.json").read_text())
+    assert not read_results(str(folder)).sweep.clearance.suspect
+    head["config"]["data"]["audit"] = False
+    (folder / "config.json").write_text(json.dumps(head))
+    assert read_results(str(folder)).sweep.clearance.suspect
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_page_of_a_panel_that_was_forced_through_shouts_at_the_top(scheme: Any, page: Page, tmp_path: Path) -> None:
+    page.emulate_media(color_scheme=scheme)
+    page.goto(write_results(tmp_path / "sweep.html", forced(results_of(*TRIALS), unable="no bars")).as_uri())
+    banner = page.locator("header + *")
+    assert banner.get_attribute("id") == "unaudited"
+    assert "NOT AUDITED: features may see the future" in (banner.text_content() or "")
+    ground = brightness(page, "#unaudited", "backgroundColor")
+    for text in ("#unaudited strong", "#unaudited p"):
+        assert abs(brightness(page, text, "color") - ground) > 150
+
+
 @pytest.mark.parametrize(
     ("results", "alarms"),
     [
         (results_of(trial(0, SUSPICIOUS_SHARPE)), set()),
         (results_of(trial(0, SUSPICIOUS_SHARPE + 0.01)), {"suspicious"}),
         (results_of(trial(0, 1.0), recorded=3), {"unrecorded"}),
+        (forced(results_of(trial(0, 1.0))), {"unaudited"}),
         (results_of(trial(0, 1.0), finished=False), {"unfinished"}),
         (results_of(TRIALS[12], finished=False), {"unfinished"}),
     ],

@@ -112,8 +112,7 @@ def finished(tmp_path_factory):
     """A sweep with folds side by side, one impossible configuration among two."""
     folder = tmp_path_factory.mktemp("finished")
     tree = settings(folder)
-    space = {"train.algorithm": {"grid": ["ppo", "a3c"]}, "learn.lr": {"loguniform": [0.0003, 0.003]}}
-    tree["model"] = {**tree["model"], "critic_dropout": 0.2}
+    space = {"learn.lr": {"grid": [0.001, 1e30]}, "learn.entropy": {"loguniform": [0.003, 0.03]}}
     tree |= {"tune": {"space": space, "parallel_folds": True}}
     tree["train"] = {"steps": 2048, "envs_per_runner": 32, "iteration_steps": 1024}
     (folder / "sweep.yaml").write_text(yaml.safe_dump(tree))
@@ -127,7 +126,7 @@ def test_trial_that_fails_is_told_with_its_error_and_stops_no_other(finished):
     good, bad = sweep["trials"]
     assert (good["status"], bad["status"]) == ("finished", "failed")
     assert [score["fold"] for score in good["folds"]] == ["fold-1", "fold-2"]
-    assert "model.critic_dropout with a3c" in bad["error"]
+    assert "lower learn.lr" in bad["error"]
     assert bad["score"] is None
 
 

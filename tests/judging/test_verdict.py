@@ -38,12 +38,12 @@ class Count:
         return []
 
 
-def evidence(excess=0.0, configurations=8, seed=0, trials=8):
-    """Of configurations of which the first has so much excess a session over a noisy benchmark."""
+def evidence(excess=0.0, configurations=8, seed=0, trials=8, alike=False):
+    """Of configurations of which the first (alike: each) has so much excess a session over a noisy benchmark."""
     rng = np.random.default_rng(seed)
     market = rng.normal(4e-4, 0.01, SESSIONS)
     returns = market[:, None] + rng.normal(0, 0.004, (SESSIONS, configurations))
-    returns[:, 0] += excess
+    returns[:, slice(None) if alike else 0] += excess
     sessions = tuple(date.fromordinal(730000 + number) for number in range(SESSIONS))
     baselines = {"vol-target-10": market, "equal-weight": market * 1.1}
     winner = int(np.argmax(returns.mean(axis=0) / returns.std(axis=0)))
@@ -65,10 +65,17 @@ def test_search_of_noise_seldom_passes():
     assert sum(each[0] for each in passed) <= 3
 
 
+def test_equally_good_configurations_pass_though_none_is_better_than_another():
+    for seed in range(3):
+        found = evidence(6e-4, alike=True, seed=seed)
+        assert decisions(found) == [True, True]
+        assert found.overfitting > 0.2
+
+
 def test_single_configuration_cannot_be_overfitted_and_is_still_tested():
     found = evidence(configurations=1)
     superiority, overfitting = search_gates(found, CONFIG)
-    assert found.overfitting is None
+    assert found.overfitting is found.loss is None
     assert (superiority.passed, overfitting.passed) == (False, True)
     assert "none was chosen" in overfitting.says
 
@@ -78,7 +85,8 @@ def test_gate_says_its_numbers_and_the_threshold():
     superiority, overfitting = search_gates(found, CONFIG)
     assert f"SPA p = {found.superiority_p:.3f}, not below 0.05" in superiority.says
     assert "the best of 8 configurations against vol-target-10" in superiority.says
-    assert f"{found.overfitting:.2f}" in overfitting.says
+    assert f"{found.loss:.2f}, not below 0.2" in overfitting.says
+    assert f"{found.overfitting:.2f} (PBO)" in overfitting.says
 
 
 def test_more_trials_in_the_project_lower_the_deflated_sharpe_ratio_and_need_a_longer_history():
