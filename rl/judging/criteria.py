@@ -19,11 +19,11 @@ class JudgeConfig(Config):
     """Which baseline must be beaten, on the same symbols and sessions. Fixed beforehand: the best of several
     baselines, or the one that did worst, would be another choice made after looking."""
     superiority_level: Level = 0.05
-    """First gate: largest p-value of the test for superior predictive ability (Hansen 2005), which counts every
+    """Gate superiority: largest p-value of the test for superior predictive ability (Hansen 2005), which counts every
     configuration of the sweep."""
     most_overfitting: Level = 0.2
-    """Second gate: largest probability that what was best against the benchmark in one half of the sessions does no
-    better than it in the other half (the probability of loss of Bailey et al. 2017)."""
+    """Gate overfitting: largest probability that what was best against the benchmark in one half of the sessions does
+    no better than it in the other half (the probability of loss of Bailey et al. 2017)."""
     overfitting_blocks: Annotated[int, Field(ge=2, le=20, multiple_of=2)] = 16
     """Even number of parts that the out-of-sample sessions are cut into for it."""
     ensemble: Annotated[int, Field(ge=1)] = 1
@@ -35,7 +35,7 @@ class JudgeConfig(Config):
     """Zero-skill twins: the candidate trained anew so many times, on features that belong to other sessions; 0: none.
     """
     twin_level: Level = 0.2
-    """Third gate: largest p-value of the candidate among its twins, (1 + those at least as good) / (1 + twins)."""
+    """Gate twins: largest p-value of the candidate among its twins, (1 + those at least as good) / (1 + twins)."""
     twin_block_sessions: Annotated[int, Field(ge=1)] = 63
     """Length of the blocks that are permuted for a twin."""
     thrifty: bool = False

@@ -510,7 +510,7 @@ def test_report_in_a_browser_shows_the_evidence(report: Path, page: Page, ledger
     values = page.locator("#findings dt strong").all_text_contents()
     assert values == [
         "0.012 (liberal 0.011, conservative 0.034)",
-        "0.31",
+        "0.12 and 0.31",
         "0.873 (threshold 0.62 per year, N = 40)",
         "+0.57 (95 % interval -0.21 to +1.35, p = 0.142, two-sided)",
         "472",
