@@ -3,8 +3,9 @@
     python -m benchmarks.judge                          20 sweeps on noise, 10 on a signal: hours on two cores
     python -m benchmarks.judge --noise 4 --signal 2     fewer
 
-Each market is drawn anew, swept with 8 configurations over its walk-forward folds, and its winner is judged with all
-gates, twins and holdout included, as `swing-rl tune` and `swing-rl validate` do. The signal is a `prop` world as
+Each market is drawn anew, swept with 8 configurations over its walk-forward folds, and its winner is judged as
+`swing-rl tune` and `swing-rl validate` do, until a gate fails (`judge.thrifty`): only what passes all is promoted. The
+signal is a `prop` world as
 prices; a policy's score there is its expected reward over the optimum (`envs.optimum`), on paths that nobody trained
 on. Each market keeps its folder (`--folder`), so that a run that was interrupted goes on.
 """
@@ -66,7 +67,7 @@ FULL, QUICK = Size(), Size(steps=2_048, train=200, test=60, holdout=80, twins=4)
 
 
 def settings(world: dict[str, Any], seed: int, folder: Path, size: Size = FULL) -> RunConfig:
-    """Returns the settings of one sweep: 8 configurations, 2 folds, the world's own costs and no others.
+    """Returns the settings of one sweep: two values on each axis, 2 folds, the world's own costs and no others.
 
     Args:
         world: Its name and parameters.
@@ -193,7 +194,7 @@ def main() -> None:
 
 
 def _gates(validations: list[Validation]) -> dict[str, int]:
-    names = [gate.name for gate in validations[0].verdict.gates]
+    names = dict.fromkeys(gate.name for each in validations for gate in each.verdict.gates)
     return {
         name: sum(gate.passed for each in validations for gate in each.verdict.gates if gate.name == name)
         for name in names

@@ -161,12 +161,12 @@ def side_by_side(steps: int, seconds: float, epochs: tuple[int, ...], quick: boo
             built[name] = algorithm(config, 2, steps)
             stack.callback(built[name].stop)
         runs: dict[str, Callable[[], float]] = {name: partial(per_wall, each) for name, each in built.items()}
-        for name in TWICE:
-            if name in contestants(quick)[0]:
-                pair = [ray.remote(_Alone).options(num_cpus=1).remote(name, quick) for _ in range(2)]
-                for each in pair:
-                    stack.callback(ray.kill, each)
-                runs[f"two_{name}"] = partial(both, pair, seconds)
+        there = contestants(quick)[0]
+        for name in (name for name in TWICE if name in there):
+            pair = [ray.remote(_Alone).options(num_cpus=1).remote(name, quick) for _ in range(2)]
+            for process in pair:
+                stack.callback(ray.kill, process)
+            runs[f"two_{name}"] = partial(both, pair, seconds)
         yield runs, partial(per_cpu, built["a3c_two_runners"])
 
 

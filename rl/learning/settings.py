@@ -30,7 +30,7 @@ class ModelConfig(Config):
     """Sessions that attention looks at, the present one among them."""
     critic_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the dense layer that is dropped before the value head while learning. The actor has none, for a policy
-    other than the one that acted would make the gradient wrong; advantages are estimated without it."""
+    other than the one that acted would make the gradient wrong. What is estimated while acting drops nothing."""
     action_deviation: PositiveFloat = 0.3
     """Continuous actions only: standard deviation of the first policy, learned from there."""
     bf16: bool = False
