@@ -133,8 +133,13 @@ def judged(kind: str, number: int, folder: Path, size: Size = FULL) -> Validatio
     return validate(sweep, verdict)
 
 
-def score(validation: Validation) -> float:
-    """Returns the judged policy's expected reward over the optimum, on paths of the same world that are nobody's."""
+def score(validation: Validation) -> float | None:
+    """Returns the judged policy's expected reward over the optimum, on paths of the same world that are nobody's.
+
+    None: a gate failed before it was trained.
+    """
+    if not validation.figures:
+        return None
     known = validation.config.data.synthetic
     fresh = WorldConfig.of(
         {**known.tree(), "seed": FRESH_SEED, "symbols": SCORED_SYMBOLS, "sessions": SCORED_SESSIONS}, "fresh"
@@ -181,7 +186,7 @@ def main() -> None:
         "signal_promoted": promoted["signal"],
         "signal_markets": counts["signal"],
         "signal_scores": scores,
-        "signal_score_median": median(scores) if scores else None,
+        "signal_score_median": median(known) if (known := [each for each in scores if each is not None]) else None,
         "gates_passed": {kind: _gates(each) for kind, each in found.items()},
         **{
             f"{kind}_{name}": [getattr(each.evidence, name) for each in validations]

@@ -11,6 +11,7 @@ imports included; scoring on the way is not counted.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 import time
@@ -35,7 +36,7 @@ from envs.optimum import OptimalPolicy, optimum
 from envs.worlds import WorldEnvConfig, WorldVectorEnv
 from rl.learning.build import algorithm_config, world_context
 from rl.learning.cluster import ray_session
-from rl.learning.gradients import A3cWorker, Optimiser, Order, Recipe, adam_of
+from rl.learning.gradients import A3cWorker, Optimiser, Order, Recipe
 from rl.learning.network import State, SwingNet
 from rl.learning.progress import Moments, falling, rising
 from rl.learning.rollout import Sampler
@@ -232,14 +233,14 @@ def alone(settings: EngineConfig, world: WorldEnvConfig, kind: type[SwingNet] = 
     net = kind(1, world.action, settings.model, len(env.portfolio_features))
     recipe = Recipe(fragment, learn.gamma, learn.gae_lambda, learn.value_weight, normalise=learn.normalise_advantages)
     worker = A3cWorker(Sampler(net, env, seed), recipe, seed)
-    optimiser, moments, done = Optimiser(net, adam_of(net), learn.grad_clip), Moments(), 0
+    optimiser, moments, done = Optimiser(copy.deepcopy(net), learn.grad_clip), Moments(), 0
     while done < steps:
         spent = done / steps
         order = Order(0, rising(spent, learn.cost_rise), moments.scale, learn.entropy)
         gradient, report = worker.gradient(optimiser.vector(), order)
         optimiser.apply(gradient, learn.lr * falling(spent, learn.lr_fall))
         done, moments = done + report.steps, moments.merged(report.moments)
-    return net
+    return optimiser.net
 
 
 def controls(seeds: int, steps: int) -> dict[str, dict[str, Any]]:

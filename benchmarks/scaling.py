@@ -9,6 +9,7 @@ really does, then for up to 1,024 runners with a core each, on a network that is
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import statistics
 import time
@@ -34,7 +35,7 @@ from rl.learning.adapter import actors_of, quiet
 from rl.learning.algorithm import ActorCritic
 from rl.learning.cluster import ray_session
 from rl.learning.crew import Crew
-from rl.learning.gradients import A3cWorker, Optimiser, Order, Recipe, Report, adam_of
+from rl.learning.gradients import A3cWorker, Optimiser, Order, Recipe, Report
 from rl.learning.network import SwingNet
 from rl.learning.process import settle
 from rl.learning.rollout import Sampler
@@ -109,7 +110,7 @@ class Computing:
         net = SwingNet(MARKET, ActionKind.DISCRETE, ModelConfig(hidden=HIDDEN), PORTFOLIO)
         sampler = Sampler(net, ShapeVectorEnv(SLOTS, "SameStep"), 0)
         self._worker = A3cWorker(sampler, Recipe(STEPS, normalise=False), 0)
-        self._optimiser = Optimiser(net, adam_of(net), 0.5)
+        self._optimiser = Optimiser(copy.deepcopy(net), 0.5)
         self._compute()
 
     def seconds(self, gradients: int) -> list[float]:
@@ -165,7 +166,6 @@ class Receiving:
 
     def __init__(self, size: int, report: Report, repeats: int) -> None:
         self._size, self._report, self._repeats = size, report, repeats
-        self._weights = ray.put(np.zeros(size, np.float32))
 
     def answers_s(self, ready: int, silent: int) -> float:
         """Returns the driver's seconds to fetch `ready` answers while `silent` more are awaited."""
@@ -188,11 +188,11 @@ class Receiving:
         """Returns the driver's seconds to send a request, and those until the answer is in its hands."""
         echo = self._echo(times_larger)
         crew = Crew({0: echo}, timeout_s=3600.0)
-        sent = timed(lambda: self._ask(crew, 0), self._repeats, lambda: crew.drain(60.0))
+        sent = timed(lambda: self._ask(crew, 0, times_larger), self._repeats, lambda: crew.drain(60.0))
         crew.drain(60.0)
 
         def both() -> None:
-            self._ask(crew, 0)
+            self._ask(crew, 0, times_larger)
             while not crew.answers():
                 pass
 
@@ -203,7 +203,7 @@ class Receiving:
     def served_s(self, times_larger: int = 1) -> float:
         """Returns a process's seconds for a call with an array and an answer with one, back to back."""
         echo, calls = self._echo(times_larger), 32
-        weights = ray.put(np.zeros(self._size * times_larger, np.float32))
+        weights = np.zeros(self._size * times_larger, np.float32)
 
         def all_of_them() -> None:
             held = [echo.gradient.remote(weights, ORDER, self._report) for _ in range(calls)]
@@ -219,18 +219,18 @@ class Receiving:
         ray.get(echo.ping.remote())
         return echo
 
-    def _ask(self, crew: Crew, worker: int) -> None:
-        crew.ask(worker, "gradient", self._weights, ORDER, self._report)
+    def _ask(self, crew: Crew, worker: int, times_larger: int = 1) -> None:
+        crew.ask(worker, "gradient", np.zeros(self._size * times_larger, np.float32), ORDER, self._report)
 
 
 def applying(driver: ActorCritic, report: Report, size: int, repeats: int) -> tuple[float, float]:
-    """Returns the driver's seconds to take a gradient in, bookkeeping included, and to publish new weights."""
+    """Returns the driver's seconds to take a gradient in, bookkeeping included, and to hand out new weights."""
     gradient = np.full(size, 1e-4, np.float32)
     current = report._replace(version=driver.version, acted=driver.version)
     take: Callable[..., None] = driver._take
     applied = timed(lambda: take(1, gradient, current._replace(version=driver.version), 0.0), repeats)
-    put = timed(driver.weights, repeats, lambda: setattr(driver, "version", driver.version + 1))
-    return applied, put
+    published = timed(driver.weights, repeats, lambda: setattr(driver, "version", driver.version + 1))
+    return applied, published
 
 
 def per_byte(work: Callable[[int], Callable[[], Any]], size: int, repeats: int) -> float:
@@ -242,13 +242,8 @@ def per_byte(work: Callable[[int], Callable[[], Any]], size: int, repeats: int) 
 def _adam(size: int) -> Callable[[], float]:
     """Returns an optimiser's step on `size` parameters."""
     net: Any = torch.nn.ParameterList([torch.nn.Parameter(torch.zeros(size))])
-    optimiser, gradient = Optimiser(net, adam_of(net), 0.5), np.full(size, 1e-4, np.float32)
+    optimiser, gradient = Optimiser(net, 0.5), np.full(size, 1e-4, np.float32)
     return lambda: optimiser.apply(gradient, 3e-4)
-
-
-def _put(size: int) -> Callable[[], Any]:
-    vector = np.zeros(size, np.float32)
-    return lambda: ray.put(vector)
 
 
 def measured(alone: AtOnce, driver: ActorCritic, quick: bool) -> Costs:
@@ -262,10 +257,12 @@ def measured(alone: AtOnce, driver: ActorCritic, quick: bool) -> Costs:
     get = max(0.0, (receiving.answers_s(batch, 0) - one) / (batch - 1) - per_runner)
     send, trip = receiving.send_and_round_trip_s()
     further = 4 * size * (LARGER - 1)
-    call_per_byte = max(0.0, (receiving.send_and_round_trip_s(LARGER)[1] - trip) / further)
+    send_larger, trip_larger = receiving.send_and_round_trip_s(LARGER)
+    send_per_byte = max(0.0, (send_larger - send) / further)
+    call_per_byte = max(0.0, (trip_larger - trip) / further - send_per_byte)
     served = receiving.served_s()
     served_per_byte = max(0.0, (receiving.served_s(LARGER) - served) / further)
-    applied, put = applying(driver, report, size, repeats)
+    applied, published = applying(driver, report, size, repeats)
 
     def cost(seconds: float, slope: float) -> Cost:
         return Cost(max(0.0, seconds - slope * 4 * size), slope)
@@ -279,8 +276,8 @@ def measured(alone: AtOnce, driver: ActorCritic, quick: bool) -> Costs:
         wait_per_runner_s=per_runner,
         get_s=get,
         apply=cost(applied, per_byte(_adam, size, repeats)),
-        publish=cost(put, per_byte(_put, size, repeats)),
-        send_s=send,
+        publish=Cost(published, send_per_byte),
+        send_s=max(0.0, send - send_per_byte * 4 * size),
         serve=cost(served, served_per_byte),
     )
 

@@ -49,8 +49,8 @@ class Costs:
         wait_per_runner_s: The same, for each runner whose answer is awaited.
         get_s: Driver: fetching one answer.
         apply: Driver: optimiser step and bookkeeping.
-        publish: Driver: new weights into the object store.
-        send_s: Driver: one request.
+        publish: Driver: new weights, and what their bytes add to a request.
+        send_s: Driver: one request without them.
         serve: A process that is called back to back: gradient in, weights out, but for applying.
     """
 

@@ -8,6 +8,7 @@ going on. It is compared with its like, for a processor is faster while the othe
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, contextmanager
@@ -27,7 +28,7 @@ from rl.learning.a3c import A3CConfig
 from rl.learning.adapter import quiet
 from rl.learning.algorithm import ActorCritic, ActorCriticConfig
 from rl.learning.cluster import ray_session
-from rl.learning.gradients import A3cWorker, Optimiser, Order, Recipe, adam_of, learn
+from rl.learning.gradients import A3cWorker, Optimiser, Order, Recipe, learn
 from rl.learning.module import SwingModule
 from rl.learning.network import SwingNet, has_bf16
 from rl.learning.ppo import AsyncPPOConfig, PPOConfig
@@ -75,7 +76,7 @@ def _worker(slots: int, bf16: bool = False) -> tuple[A3cWorker, Optimiser]:
     settle()
     net = SwingNet(MARKET, ActionKind.DISCRETE, ModelConfig(hidden=HIDDEN, bf16=bf16), PORTFOLIO)
     sampler = Sampler(net, ShapeVectorEnv(slots, "SameStep"), 0)
-    return A3cWorker(sampler, Recipe(STEPS, normalise=False), 0), Optimiser(net, adam_of(net), 0.5)
+    return A3cWorker(sampler, Recipe(STEPS, normalise=False), 0), Optimiser(copy.deepcopy(net), 0.5)
 
 
 class StragglingEnv(ShapeVectorEnv):

@@ -24,6 +24,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from rl.config import load_config
+from rl.learning.cluster import INLINE_BYTES
 
 ROOT = Path(__file__).parents[1]
 SCHEMAS = ROOT.parent / "shared" / "schemas" / "kuberay-v1.7.0"
@@ -297,6 +298,14 @@ def test_ray_authentication_is_set_explicitly_everywhere(objects: list[Tree]) ->
     assert ray
     for name, container in ray:
         assert {"name": "RAY_AUTH_MODE", "value": "token"} in container["env"], name
+
+
+def test_weights_and_gradients_travel_inside_requests_as_in_a_local_cluster(objects: list[Tree]) -> None:
+    learning = [(n, c) for n, c in containers(objects) if n.startswith(("RayCluster", "RayJob"))]
+    assert learning
+    for name, container in learning:
+        limit = {"name": "RAY_max_direct_call_object_size", "value": str(INLINE_BYTES)}
+        assert limit in container["env"], name
 
 
 def test_ray_pods_leave_their_probes_to_the_operator(objects: list[Tree]) -> None:

@@ -39,7 +39,7 @@ class JudgeConfig(Config):
     twin_block_sessions: Annotated[int, Field(ge=1)] = 63
     """Length of the blocks that are permuted for a twin."""
     thrifty: bool = False
-    """Whether twins are left out, and the holdout stays shut, once a gate before them has failed."""
+    """Whether nothing more is trained, and the holdout stays shut, once a gate has failed."""
     seed: int = 0
     """Of bootstraps and permutations."""
 

@@ -19,9 +19,9 @@ from data_pipeline.config import Config
 from data_pipeline.errors import ConfigError, RunError
 from data_pipeline.folds import Fold
 from data_pipeline.panel import Panel, open_panel
-from data_pipeline.scaling import Scaler
+from data_pipeline.scaling import Scaler, fit_scaler
 from envs.backtest import Ledger, backtest
-from envs.bundle import LstmPolicy, networks_of
+from envs.bundle import LstmPolicy
 from envs.ensemble import Ensemble
 from rl.config import RunConfig, with_values
 from rl.judging.baselines import BASELINES
@@ -100,7 +100,16 @@ class Validation(Config):
         return open_panel(Path(self.panel))
 
     def policy(self) -> LstmPolicy | Ensemble:
-        """Returns the judged policy."""
+        """Returns the judged policy.
+
+        Raises:
+            RunError: It was never trained.
+        """
+        if not self.figures:
+            raise RunError(
+                f"sweep {self.sweep}: its candidate was not trained, for a gate before had failed (judge.thrifty); "
+                "tune and validate with judge.thrifty=false"
+            )
         return self.candidate.policy(Path(self.runs), self.scaler, self.weights)
 
 
@@ -123,9 +132,10 @@ def validate(
     """
     case = _Case(sweep_folder, out)
     gates = [causality_gate(case.sweep.clearance), *search_gates(case.evidence, case.config.judge)]
-    policy = case.candidate.trained(case.panel_folder, case.final, case.runs, on_progress)
-    shut = case.config.judge.thrifty and not all(gate.passed for gate in gates)
-    holdout = None if shut else case.opened(policy)
+    policy = holdout = None
+    if not case.config.judge.thrifty or all(gate.passed for gate in gates):
+        policy = case.candidate.trained(case.panel_folder, case.final, case.runs, on_progress)
+        holdout = case.opened(policy)
     gates += [shut_gate("holdout")] if holdout is None else [holdout.gate]
     twins = None
     if case.config.judge.twins and holdout is not None and not (case.config.judge.thrifty and not holdout.gate.passed):
@@ -199,9 +209,9 @@ class _Case:
         return _Holdout(ledgers, disagreement, judge.benchmark, judge.seed)
 
     def closed(
-        self, policy: LstmPolicy | Ensemble, gates: list[Gate], holdout: _Holdout | None, twins: Twins | None
+        self, policy: LstmPolicy | Ensemble | None, gates: list[Gate], holdout: _Holdout | None, twins: Twins | None
     ) -> Validation:
-        """Gives the verdict and writes everything down."""
+        """Gives the verdict and writes everything down; without a policy there is no holdout."""
         spans = {
             "train": _dates(self.panel, self.final, "train"),
             "holdout": _dates(self.panel, self.final, "test"),
@@ -214,7 +224,7 @@ class _Case:
             weights=policy.weights if isinstance(policy, Ensemble) else (),
             panel=str(self.panel_folder),
             clearance=self.sweep.clearance,
-            scaler=networks_of(policy)[0].scaler,
+            scaler=fit_scaler(self.panel, self.final.train),
             spans=spans,
             evidence=self.evidence,
             figures=() if holdout is None else holdout.found,
@@ -222,7 +232,7 @@ class _Case:
             twins=twins,
             frontier=None if holdout is None else self._frontier(holdout),
             regimes=() if holdout is None else self._regimes(holdout),
-            ablations=() if holdout is None else self._ablations(policy),
+            ablations=() if policy is None else self._ablations(policy),
             trials=self.sweep.trials,
             ledger_head=self.head,
             verdict=verdict_of(gates, () if holdout is None else holdout.comparisons),

@@ -13,7 +13,6 @@ from collections import defaultdict, deque
 from typing import Any
 
 import numpy as np
-import ray
 from ray.exceptions import RayTaskError
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
@@ -35,7 +34,7 @@ from rl.learning.crew import Crew
 from rl.learning.gradients import GradientWorker, Order, Recipe, Report
 from rl.learning.learner import SwingLearner
 from rl.learning.module import SwingModule
-from rl.learning.network import SwingNet, load_flat
+from rl.learning.network import Joined, SwingNet
 from rl.learning.progress import Moments, falling, rising
 from rl.learning.runner import SwingEnvRunner
 from rl.learning.settings import EngineConfig
@@ -210,10 +209,12 @@ class ActorCritic(Algorithm):
         self.crew.ask(worker, method, self.weights(), self.order())
 
     def weights(self) -> Any:
-        """Returns the newest weights for a request: a reference, put once per version, if workers are remote."""
+        """Returns the newest weights for a request.
+
+        They travel inside it: each version goes to about one worker, and Ray's object store would only be a detour.
+        """
         if self._sent[0] != self.version:
-            vector = self.learner("vector")
-            self._sent = (self.version, ray.put(vector) if self.crew_size else vector)
+            self._sent = (self.version, self.learner("vector"))
         return self._sent[1]
 
     @property
@@ -244,7 +245,7 @@ class ActorCritic(Algorithm):
     def trained(self) -> SwingNet:
         """Returns a copy of the network with the newest weights."""
         net: SwingNet = copy.deepcopy(self.env_runner.module.net)
-        load_flat(list(net.parameters()), self.learner("vector"))
+        Joined(net.parameters()).load(self.learner("vector"))
         return net
 
     def account(self, worker: int, report: Report, seconds: float, figures: dict[str, float]) -> None:

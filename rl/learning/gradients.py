@@ -14,11 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from envs.contract import Floats32, Ints
 from rl.learning.losses import Loss, Weights, actor_critic_loss, explained_variance, gae, vtrace
-from rl.learning.network import State, SwingNet, flat, load_flat
+from rl.learning.network import Joined, State, SwingNet
 from rl.learning.progress import Discounted, Moments
 from rl.learning.rollout import NO_EPISODES, Episodes, Forward, Fragment, Sampler, permitted
 
@@ -79,7 +78,7 @@ class GradientWorker(ABC):
 
     def __init__(self, sampler: Sampler, recipe: Recipe, seed: int | None = None) -> None:
         self.sampler, self.recipe = sampler, recipe
-        self.parameters = list(sampler.net.parameters())
+        self.weights = Joined(sampler.net.parameters())
         self._returns = Discounted(recipe.gamma, np.zeros(sampler.env.num_envs))
         self._rng = np.random.default_rng(seed)
 
@@ -89,7 +88,7 @@ class GradientWorker(ABC):
 
     def fragment(self, vector: Floats32, order: Order) -> tuple[Fragment, Report]:
         """Returns a fragment acted with the weights `vector`, its rewards scaled."""
-        load_flat(self.parameters, vector)
+        self.weights.load(vector)
         fragment, _, report = self._sample(order, grad=False)
         return fragment, report
 
@@ -102,12 +101,6 @@ class GradientWorker(ABC):
         moves = np.abs(np.diff(fragment.actions, axis=0))
         figures = {"moves": float(moves.mean())} if moves.size else {}
         return fragment, forward, Report(order.version, order.version, fragment.env_steps(), episodes, moments, figures)
-
-    def _gradient(self, loss: Tensor) -> Floats32:
-        for parameter in self.parameters:
-            parameter.grad = None
-        torch.autograd.backward(loss)
-        return flat([p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters])
 
 
 class A3cWorker(GradientWorker):
@@ -124,12 +117,12 @@ class A3cWorker(GradientWorker):
 
     def gradient(self, vector: Floats32, order: Order) -> tuple[Floats32, Report]:
         """Samples, and returns the gradient through the pass that acted."""
-        load_flat(self.parameters, vector)
+        self.weights.load(vector)
         figures = self._move()
         fragment, forward, report = self._sample(order, grad=True)
         advantages, targets = advantages_of(fragment, self.recipe)
         loss = loss_of(forward, None, advantages, targets, self.recipe.weights(order.entropy))
-        vector = self._gradient(loss.total)
+        vector = self.weights.gradient(loss.total)
         self._last = fragment
         figures |= report.figures | {
             "entropy": float(loss.entropy),
@@ -161,7 +154,7 @@ class AsyncPpoWorker(GradientWorker):
 
     def gradient(self, vector: Floats32, order: Order) -> tuple[Floats32, Report]:
         """Samples if the last fragment is used up or too old, and returns the gradient of its next minibatch."""
-        load_flat(self.parameters, vector)
+        self.weights.load(vector)
         columns = next(self._columns, None)
         report = Report(order.version, order.version, 0, NO_EPISODES, Moments(), {})
         age = 0 if self._kept is None else order.version - self._kept.version
@@ -173,7 +166,7 @@ class AsyncPpoWorker(GradientWorker):
         if self.recipe.target_kl is not None and float(loss.kl) > self.recipe.target_kl:
             self._columns = iter(())
         figures = {**report.figures, **loss_figures(loss), "explained_variance": explained}
-        return self._gradient(loss.total), report._replace(acted=self._kept.version, figures=figures)
+        return self.weights.gradient(loss.total), report._replace(acted=self._kept.version, figures=figures)
 
     def _loss(self, fragment: Fragment, columns: Ints, order: Order) -> tuple[Loss, float]:
         part = columns_of(fragment, columns)
@@ -295,30 +288,33 @@ class Optimiser:
 
     Attributes:
         net: Changed by `apply`.
-        adam: Its state; RLlib's learner keeps it in its checkpoints.
         clip: Gradients are scaled down to this global norm.
+        weights: Those of `net`, as one vector.
+        adam: Steps them; RLlib's learner keeps its state in checkpoints.
     """
 
     net: SwingNet
-    adam: torch.optim.Adam
     clip: float
-    parameters: list[torch.nn.Parameter] = field(init=False)
+    weights: Joined = field(init=False)
+    adam: torch.optim.Adam = field(init=False)
 
     def __post_init__(self) -> None:
-        self.parameters = list(self.net.parameters())
+        self.weights = Joined(self.net.parameters())
+        self.adam = torch.optim.Adam([self.weights.whole], lr=0.0, eps=1e-5, fused=True)
 
     def apply(self, gradient: Floats32, lr: float) -> float:
         """Takes a step, and returns the gradient's norm before it was clipped.
 
         A gradient that is not finite changes nothing, the moments of Adam included; its norm is returned all the same.
+
+        Raises:
+            ValueError: The gradient is of a network of another size.
         """
         norm = float(np.linalg.norm(gradient))
         if not np.isfinite(norm):
             return norm
-        scaled = torch.from_numpy(gradient * np.float32(min(1.0, self.clip / (norm + 1e-6))))
-        parts = torch.split(scaled, [parameter.numel() for parameter in self.parameters])
-        for parameter, part in zip(self.parameters, parts, strict=True):
-            parameter.grad = part.view_as(parameter)
+        scaled = self.weights.fitting(gradient) * np.float32(min(1.0, self.clip / (norm + 1e-6)))
+        self.weights.whole.grad = torch.from_numpy(scaled)
         for group in self.adam.param_groups:
             group["lr"] = lr
         self.adam.step()
@@ -326,12 +322,7 @@ class Optimiser:
 
     def vector(self) -> Floats32:
         """Returns the weights."""
-        return flat(self.parameters)
-
-
-def adam_of(net: SwingNet) -> torch.optim.Adam:
-    """Returns the optimiser that all algorithms use."""
-    return torch.optim.Adam(net.parameters(), lr=0.0, eps=1e-5, fused=True)
+        return self.weights.vector()
 
 
 def learn(
@@ -350,9 +341,7 @@ def learn(
     refused = 0
     for columns in minibatches(whole.rewards.shape[1], recipe, rng):
         loss = fragment_loss(optimiser.net, whole, columns, advantages, targets, weights)
-        optimiser.adam.zero_grad()
-        torch.autograd.backward(loss.total)
-        norm = optimiser.apply(flat([p.grad for p in optimiser.parameters if p.grad is not None]), lr)
+        norm = optimiser.apply(optimiser.weights.gradient(loss.total), lr)
         if np.isfinite(norm):
             rows.append({**loss_figures(loss), "gradient_norm": norm})
         else:

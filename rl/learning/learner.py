@@ -9,7 +9,7 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 
 from envs.contract import Floats32
-from rl.learning.gradients import Optimiser, Recipe, adam_of, learn
+from rl.learning.gradients import Optimiser, Recipe, learn
 from rl.learning.network import SwingNet
 from rl.learning.process import settle
 from rl.learning.rollout import Fragment
@@ -24,8 +24,6 @@ class SwingLearner(TorchLearner):
         """Builds module and optimiser."""
         settle()
         super().build()
-        ((_, adam),) = self.get_optimizers_for_module(DEFAULT_MODULE_ID)
-        self.optimiser = Optimiser(self.net, adam, self.config.grad_clip)
 
     @property
     def net(self) -> SwingNet:
@@ -35,11 +33,11 @@ class SwingLearner(TorchLearner):
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """Registers Adam, so that RLlib keeps its state; the step size comes with each gradient."""
-        module = self.module[module_id].unwrapped()
+        self.optimiser = Optimiser(self.net, self.config.grad_clip)
         self.register_optimizer(
             module_id=module_id,
-            optimizer=adam_of(module.net),
-            params=list(module.net.parameters()),
+            optimizer=self.optimiser.adam,
+            params=[self.optimiser.weights.whole],
             lr_or_lr_schedule=config.lr,
         )
 

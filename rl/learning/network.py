@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -210,24 +210,71 @@ class _KnownDense(torch.autograd.Function):
         return inner, None, inner.flatten(0, -2).t() @ portfolio.flatten(0, -2), None
 
 
+class Joined:
+    """Parameters that are views of one vector, and so are their gradients: each is read and written in one go.
+
+    Attributes:
+        parameters: In the vector's order.
+        whole: The vector, as a parameter that an optimiser may step.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Moves the parameters' numbers into the vector."""
+        self.parameters = list(parameters)
+        self.whole = nn.Parameter(torch.cat([each.detach().reshape(-1) for each in self.parameters]))
+        gradient = torch.zeros_like(self.whole)
+        self._numbers, self._gradient = self.whole.detach().numpy(), gradient.numpy()
+        self._grads = self._parts(gradient)
+        for parameter, part in zip(self.parameters, self._parts(self.whole.detach()), strict=True):
+            parameter.data = part
+
+    def vector(self) -> Floats32:
+        """Returns the numbers, in a fresh vector."""
+        self._check()
+        return self._numbers.copy()
+
+    def load(self, vector: Floats32) -> None:
+        """Sets the parameters to the numbers of a vector of their like.
+
+        Raises:
+            ValueError: The vector is of another length: a network of another size.
+        """
+        self._check()
+        self._numbers[...] = self.fitting(vector)
+
+    def fitting(self, vector: Floats32) -> Floats32:
+        """Returns a vector of weights or of their gradient as it is.
+
+        Raises:
+            ValueError: It is of another length: a network of another size.
+        """
+        if vector.shape != self._numbers.shape:
+            raise ValueError(f"{vector.shape} numbers for a network of {self._numbers.size}; both must be of one model")
+        return vector
+
+    def gradient(self, loss: Tensor) -> Floats32:
+        """Returns the gradient of a loss, in a fresh vector."""
+        self._gradient[...] = 0.0
+        for parameter, part in zip(self.parameters, self._grads, strict=True):
+            parameter.grad = part
+        torch.autograd.backward(loss)
+        return self._gradient.copy()
+
+    def _parts(self, vector: Tensor) -> list[Tensor]:
+        sizes = [each.numel() for each in self.parameters]
+        return [part.view_as(each) for part, each in zip(torch.split(vector, sizes), self.parameters, strict=True)]
+
+    def _check(self) -> None:
+        """Raises if a parameter was given memory of its own, as a change of type or device does."""
+        first, last = self.parameters[0].data_ptr(), self.parameters[-1].data_ptr()
+        begin = self.whole.data_ptr()
+        if first != begin or last != begin + 4 * (self.whole.numel() - self.parameters[-1].numel()):
+            raise RuntimeError("parameters were moved away from their vector; load numbers into them in place")
+
+
 def flat(tensors: Sequence[Tensor]) -> Floats32:
     """Returns the numbers of all tensors in one fresh vector."""
     return torch.cat([tensor.detach().reshape(-1) for tensor in tensors]).numpy()
-
-
-def load_flat(parameters: Sequence[nn.Parameter], vector: Floats32) -> None:
-    """Sets the parameters to the numbers of a vector that `flat` made of their like.
-
-    Raises:
-        ValueError: The vector is of another length: a network of another size.
-    """
-    wanted = sum(parameter.numel() for parameter in parameters)
-    if vector.shape != (wanted,):
-        raise ValueError(f"weights of {vector.shape} numbers for a network of {wanted}; both must be of one model")
-    parts = torch.split(torch.from_numpy(vector.copy()), [parameter.numel() for parameter in parameters])
-    with torch.no_grad():
-        for parameter, part in zip(parameters, parts, strict=True):
-            parameter.copy_(part.view_as(parameter))
 
 
 def policy_arrays(net: SwingNet) -> dict[str, Floats32]:

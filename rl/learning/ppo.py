@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
+import ray
 from ray.rllib.algorithms.algorithm_config import NotProvided
 
 from data_pipeline.errors import RunError
@@ -75,6 +76,12 @@ class PPO(ActorCritic):
     def get_default_config(cls) -> ActorCriticConfig:
         """Returns the defaults."""
         return PPOConfig()
+
+    def weights(self) -> Any:
+        """Returns a reference, put once per version, if workers are remote: all of them get the same."""
+        if self._sent[0] != self.version and self.crew_size:
+            self._sent = (self.version, ray.put(self.learner("vector")))
+        return super().weights()
 
     def training_step(self) -> None:
         """Samples and learns until `iteration_steps` were done."""

@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks.judge import WORLDS, Size, judged, score, settings
 from data_pipeline.build import build
+from data_pipeline.errors import RunError
 from data_pipeline.panel import open_panel
 from envs.backtest import backtest
 from rl.config import with_values
@@ -28,6 +29,9 @@ def test_noise_is_rejected(markets):
     verdict = markets["noise"].verdict
     assert verdict.decision == "reject"
     assert not all(gate.passed for gate in verdict.gates if gate.name in ("superiority", "overfitting"))
+    assert score(markets["noise"]) is None
+    with pytest.raises(RunError, match="was not trained, for a gate before had failed"):
+        markets["noise"].policy()
 
 
 def test_planted_signal_is_promoted_and_was_learned(markets):

@@ -27,13 +27,15 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
 KILLS = 3
 
 
-def settings(folder: Path) -> dict[str, object]:
+def settings(folder: Path, samples: int = 4, folds: int = 2) -> dict[str, object]:
     space = {
         "learn.lr": {"loguniform": [0.0003, 0.003]},
         "model.bptt_sessions": {"integer": [16, 32]},
     }
     train = {"steps": 16384, "envs_per_runner": 32, "iteration_steps": 1024, "checkpoint_iterations": 2}
-    return {**tiny_settings(folder), "train": train, "tune": {"space": space, "samples": 4}}
+    tiny = tiny_settings(folder)
+    spans = {**tiny["folds"], "count": folds}
+    return {**tiny, "folds": spans, "train": train, "tune": {"space": space, "samples": samples}}
 
 
 def sweeping(config: Path, out: str, *more: str) -> subprocess.Popen[bytes]:
@@ -60,18 +62,26 @@ def kill(driver: subprocess.Popen[bytes]) -> None:
     driver.wait(60)
 
 
-def test_sweep_killed_three_times_ends_with_the_same_trials_none_trained_twice(root, tmp_path, monkeypatch):
+def test_sweep_killed_three_times_ends_with_the_same_trials_none_trained_twice(
+    root, tmp_path, monkeypatch, pytestconfig
+):
+    """4 configurations on 2 folds; with `pytest --thorough` 12 on 4."""
+    samples, folds = (12, 4) if pytestconfig.getoption("--thorough") else (4, 2)
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # where a bucket's trainings go first
     monkeypatch.setenv("RAY_TMPDIR", "/tmp")  # its sockets want a short path
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     path, out, luck = tmp_path / "sweep.yaml", f"{root}/sweep", random.Random(0)
-    tree = settings(tmp_path)
+    tree = settings(tmp_path, samples, folds)
     path.write_text(yaml.safe_dump(tree))
     seen: dict[str, str] = {}
     for number in range(KILLS):
         with sweeping(path, out, *(["--resume"] if number else [])) as driver:
-            goal, limit = len(seen) + luck.randint(1, 2), time.monotonic() + 240
-            while len(trainings(out)) < min(goal, 7) and driver.poll() is None and time.monotonic() < limit:
+            goal, limit = len(seen) + luck.randint(1, samples * folds // 4), time.monotonic() + 400
+            while (
+                len(trainings(out)) < min(goal, samples * folds - 1)
+                and driver.poll() is None
+                and time.monotonic() < limit
+            ):
                 time.sleep(0.1)
             time.sleep(luck.uniform(0, 2))
             assert driver.poll() is None, (tmp_path / "tune.log").read_text()[-3000:]
@@ -80,7 +90,7 @@ def test_sweep_killed_three_times_ends_with_the_same_trials_none_trained_twice(r
         assert seen.items() <= now.items()
         seen = now
     with sweeping(path, out, "--resume") as driver:
-        assert driver.wait(400) == 0, (tmp_path / "tune.log").read_text()[-3000:]
+        assert driver.wait(800) == 0, (tmp_path / "tune.log").read_text()[-3000:]
 
     config = RunConfig.of(tree, "test")
     wanted = [values for _, values in _all(Search(config.tune))]
@@ -91,7 +101,7 @@ def test_sweep_killed_three_times_ends_with_the_same_trials_none_trained_twice(r
     assert ledger.verify().text == sweep["ledger_head"]
     records = ledger.trials(sweep["id"])
     assert [record.status for record in records] == ["finished"] * size_of(config.tune)
-    pairs = {(seed, fold) for seed in seeds_of(config) for fold in ("fold-1", "fold-2")}
+    pairs = {(seed, fold) for seed in seeds_of(config) for fold in (f"fold-{n + 1}" for n in range(folds))}
     for record in records:
         assert {(each.seed, each.fold) for each in record.scores} == pairs
     scored = [entry for entry in ledger._chain.entries() if entry.kind == "scored"]

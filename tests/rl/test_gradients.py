@@ -19,7 +19,6 @@ from rl.learning.gradients import (
     Optimiser,
     Order,
     Recipe,
-    adam_of,
     advantages_of,
     answers,
     beside,
@@ -30,7 +29,7 @@ from rl.learning.gradients import (
     renewed,
 )
 from rl.learning.losses import actor_critic_loss, vtrace
-from rl.learning.network import SwingNet, flat, load_flat
+from rl.learning.network import SwingNet, flat
 from rl.learning.progress import Moments
 from rl.learning.rollout import Sampler
 from rl.learning.settings import ModelConfig
@@ -73,13 +72,12 @@ def _worker(kind="prop", make=AsyncPpoWorker, recipe=RECIPE, **model):
 
 def _moved(worker, step=0.05):
     """Weights near the worker's."""
-    vector = flat(worker.parameters)
+    vector = worker.weights.vector()
     return vector + step * np.random.default_rng(0).standard_normal(len(vector), np.float32)
 
 
 def _optimiser(net):
-    server = copy.deepcopy(net)
-    return Optimiser(server, adam_of(server), CLIP)
+    return Optimiser(copy.deepcopy(net), CLIP)
 
 
 class _PlainA2c:
@@ -209,7 +207,7 @@ def test_ppo_of_one_pass_over_all_slots_is_the_update_of_a2c(kind):
 
 def test_ppo_learns_from_the_fragments_of_all_workers_as_from_one_of_all_slots():
     worker = _worker("rough", recipe=replace(RECIPE, epochs=1, minibatches=1))
-    fragment, _ = worker.fragment(flat(worker.parameters), ORDER)
+    fragment, _ = worker.fragment(worker.weights.vector(), ORDER)
     parts = [columns_of(fragment, columns) for columns in np.split(np.arange(SLOTS), [3])]
     one, other = _optimiser(worker.sampler.net), _optimiser(worker.sampler.net)
     told = [
@@ -239,7 +237,7 @@ def test_minibatches_visit_every_slot_once_in_each_pass(slots, groups):
 
 def test_passes_end_when_the_policy_has_moved_beyond_target_kl():
     worker, taken = _worker(), {}
-    fragment, _ = worker.fragment(flat(worker.parameters), ORDER)
+    fragment, _ = worker.fragment(worker.weights.vector(), ORDER)
     for target in (None, 1e-5, 1e9):
         recipe = replace(RECIPE, epochs=3, minibatches=4, target_kl=target)
         _, taken[target], _ = learn(
@@ -250,21 +248,21 @@ def test_passes_end_when_the_policy_has_moved_beyond_target_kl():
 
 def test_ppo_refuses_the_minibatch_of_a_slot_that_broke_and_learns_from_the_rest():
     worker = _worker()
-    fragment, _ = worker.fragment(flat(worker.parameters), ORDER)
+    fragment, _ = worker.fragment(worker.weights.vector(), ORDER)
     fragment.rewards[3, 2] = np.nan
     optimiser = _optimiser(worker.sampler.net)
     recipe = replace(RECIPE, epochs=2, minibatches=SLOTS)
     _, taken, refused = learn(optimiser, [fragment], recipe, LR, ENTROPY, np.random.default_rng(0))
     assert (taken, refused) == (2 * (SLOTS - 1), 2)
     assert np.isfinite(optimiser.vector()).all()
-    assert (optimiser.vector() != flat(worker.parameters)).all()
+    assert (optimiser.vector() != worker.weights.vector()).all()
 
 
 def test_fragment_is_acted_with_the_weights_that_came_and_its_rewards_are_scaled():
     worker, twin = _worker(), _worker()
     vector = _moved(worker)
     fragment, report = worker.fragment(vector, Order(9, 0.25, 0.5, ENTROPY))
-    np.testing.assert_array_equal(flat(worker.parameters), vector)
+    np.testing.assert_array_equal(worker.weights.vector(), vector)
     assert (fragment.version, report.version, report.acted) == (9, 9, 9)
     twin.sampler.env.cost_scale = 0.25
     played = Player(worker.sampler.net, twin.sampler.env, seed=3).play(fragment.actions)
@@ -280,7 +278,7 @@ def test_fragment_is_acted_with_the_weights_that_came_and_its_rewards_are_scaled
 
 def test_a3c_measures_the_move_of_its_policy_every_eighth_gradient():
     worker = _worker(make=A3cWorker)
-    vector, reports = flat(worker.parameters), []
+    vector, reports = worker.weights.vector(), []
     for number in range(16):
         if number == 15:
             vector = _moved(worker)
@@ -295,7 +293,7 @@ def test_a3c_measures_the_move_of_its_policy_every_eighth_gradient():
 
 def _played(worker, versions):
     """Gradients at ever other weights; returns the reports, and whether the fragment was new."""
-    vector, reports, new = flat(worker.parameters), [], []
+    vector, reports, new = worker.weights.vector(), [], []
     rng = np.random.default_rng(0)
     for version in versions:
         kept = worker._kept
@@ -345,14 +343,14 @@ def test_async_ppo_leaves_a_fragment_behind_that_the_policy_has_moved_from():
 @pytest.mark.parametrize("kind", ["prop", "gp", "rough"])
 def test_async_ppo_gradient_is_that_of_its_loss_at_the_newest_weights(kind, correct):
     worker = _worker(kind, recipe=replace(RECIPE, vtrace=correct))
-    first, _ = worker.gradient(flat(worker.parameters), ORDER)
+    first, _ = worker.gradient(worker.weights.vector(), ORDER)
     vector = _moved(worker)
     second, report = worker.gradient(vector, ORDER._replace(version=1))
     net, kept, (one, two, *_) = worker.sampler.net, worker._kept, minibatches(SLOTS, RECIPE, np.random.default_rng(5))
     assert (report.acted, report.figures["kl"] > 0.001) == (0, True)
 
     def gradient(loss):
-        return torch.cat([part.reshape(-1) for part in torch.autograd.grad(loss.total, worker.parameters)])
+        return torch.cat([part.reshape(-1) for part in torch.autograd.grad(loss.total, worker.weights.parameters)])
 
     weights = worker.recipe.weights(ORDER.entropy)
     plain = gradient(fragment_loss(net, kept, two, *advantages_of(kept, worker.recipe), weights))
@@ -379,7 +377,7 @@ def test_async_ppo_gradient_is_that_of_its_loss_at_the_newest_weights(kind, corr
 
 
 def test_renewed_next_values_keep_those_of_ends_and_of_the_last_step():
-    fragment, _ = _worker("rough").fragment(flat(_worker("rough").parameters), ORDER)
+    fragment, _ = _worker("rough").fragment(_worker("rough").weights.vector(), ORDER)
     values = np.arange(T * SLOTS, dtype=np.float32).reshape(T, SLOTS) + 100
     found, ended = renewed(values, fragment), fragment.terminated | fragment.truncated
     assert ended[:-1].any()
@@ -392,7 +390,7 @@ def test_renewed_next_values_keep_those_of_ends_and_of_the_last_step():
 def test_fragments_of_one_step_give_finite_gradients(make):
     worker = _worker(make=make, recipe=replace(RECIPE, steps=1, epochs=1))
     for version in range(4):
-        gradient, report = worker.gradient(flat(worker.parameters), ORDER._replace(version=version))
+        gradient, report = worker.gradient(worker.weights.vector(), ORDER._replace(version=version))
         assert np.isfinite(gradient).all()
         assert gradient.any()
         assert all(np.isfinite(value) for value in report.figures.values())
@@ -402,7 +400,7 @@ def test_critic_dropout_is_in_the_second_pass_and_not_in_the_one_that_acted():
     worker, plain = _worker(critic_dropout=0.5), _worker()
     torch.manual_seed(0)
     for _ in range(2):
-        vector = flat(plain.parameters)
+        vector = plain.weights.vector()
         (one, _), (other, _) = (each.fragment(vector, ORDER) for each in (worker, plain))
         np.testing.assert_allclose(one.values, other.values, atol=1e-6)
         likelihoods, values, _ = answers(worker.sampler.net, one)  # leaves the network in training
@@ -413,10 +411,10 @@ def test_critic_dropout_is_in_the_second_pass_and_not_in_the_one_that_acted():
 def test_a3c_drops_before_the_critic_alone_and_estimates_advantages_without():
     worker, plain = _worker("rough", critic_dropout=0.5), _worker("rough")
     torch.manual_seed(0)
-    vector = flat(plain.parameters)
+    vector = plain.weights.vector()
     sampled = []
     for each in (worker, plain):
-        load_flat(each.parameters, vector)
+        each.weights.load(vector)
         sampled.append(each.sampler.sample(T, grad=True)[:2])
     (one, dropped), (other, whole) = sampled
     for name in ("actions", "values", "next_values", "log_likelihoods"):
@@ -427,7 +425,7 @@ def test_a3c_drops_before_the_critic_alone_and_estimates_advantages_without():
 
 def test_two_fragments_beside_each_other_have_the_advantages_of_each():
     worker = _worker("rough")
-    fragments = [worker.fragment(flat(worker.parameters), ORDER)[0] for _ in range(2)]
+    fragments = [worker.fragment(worker.weights.vector(), ORDER)[0] for _ in range(2)]
     whole = advantages_of(beside(fragments), RECIPE)
     for number, fragment in enumerate(fragments):
         for joined, alone in zip(whole, advantages_of(fragment, RECIPE), strict=True):

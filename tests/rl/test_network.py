@@ -14,7 +14,7 @@ from data_pipeline.scaling import Scaler
 from envs.bundle import LstmPolicy
 from envs.contract import ActionKind
 from rl.learning import network
-from rl.learning.network import State, SwingNet, flat, load_flat, net_of, policy_arrays
+from rl.learning.network import Joined, State, SwingNet, flat, net_of, policy_arrays
 from rl.learning.settings import ModelConfig
 from stepwise import Rows, assert_near, attention, gradients, lively
 
@@ -308,20 +308,30 @@ def test_state_put_and_at_are_inverse_and_leave_the_first_alone():
 
 
 def test_weights_of_another_size_are_refused_and_change_nothing():
-    net = _net()
-    parameters = list(net.parameters())
-    vector = flat(parameters)
+    weights = Joined(_net().parameters())
+    vector = weights.vector()
     for wrong in (vector[:-1], np.append(vector, np.float32(0)), vector[None], vector[:0]):
         with pytest.raises(ValueError, match=f"for a network of {len(vector)}"):
-            load_flat(parameters, wrong + 1)
-    assert np.array_equal(flat(parameters), vector)
+            weights.load(wrong + 1)
+    assert np.array_equal(weights.vector(), vector)
+
+
+def test_weights_moved_away_from_their_vector_are_refused():
+    net = _net()
+    weights = Joined(net.parameters())
+    net.load_state_dict(_net().state_dict())  # in place
+    assert np.array_equal(weights.vector(), flat(list(net.parameters())))
+    net.double()
+    with pytest.raises(RuntimeError, match="moved away"):
+        weights.vector()
 
 
 @shapes
 def test_weights_as_a_vector_come_back_equal_and_share_no_memory(layers, heads, sessions):
     net, other = _net(layers, heads, sessions), lively(_net(layers, heads, sessions), seed=5)
-    vector = flat(list(net.parameters()))
-    load_flat(list(other.parameters()), vector)
+    apart, vector = flat(list(net.parameters())), Joined(net.parameters()).vector()
+    assert np.array_equal(vector, apart)
+    Joined(other.parameters()).load(vector)
     for mine, theirs in zip(net.parameters(), other.parameters(), strict=True):
         assert torch.equal(mine, theirs)
     kept = vector.copy()

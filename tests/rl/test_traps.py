@@ -35,7 +35,7 @@ from envs.worlds import WorldVectorEnv
 from product import ROOT
 from rl.learning.adapter import actors_of, env_creator, local_learner, quiet, seed_of, wants
 from rl.learning.build import ENV_NAME, make_env
-from rl.learning.cluster import ray_session
+from rl.learning.cluster import INLINE_BYTES, ray_session
 from rl.learning.crew import Crew
 from rl.learning.gradients import Order, answers
 from rl.learning.learner import SwingLearner
@@ -105,7 +105,7 @@ def runner():
 
 @pytest.fixture
 def vector(runner):
-    return (0.3 * np.random.default_rng(0).standard_normal(flat(runner.worker.parameters).size)).astype(np.float32)
+    return (0.3 * np.random.default_rng(0).standard_normal(runner.worker.weights.vector().size)).astype(np.float32)
 
 
 def _stock(context=CONTEXT, **model):
@@ -154,8 +154,8 @@ def test_module_wrapped_for_a_learner_is_another_one_with_other_weights():
 def test_runner_acts_and_learns_with_one_network(runner):
     own = list(runner.module.parameters())
     assert runner.module.net is runner.sampler.net is runner.worker.sampler.net
-    assert len(own) == len(runner.worker.parameters)
-    assert all(one is other for one, other in zip(own, runner.worker.parameters, strict=True))
+    assert len(own) == len(runner.worker.weights.parameters)
+    assert all(one is other for one, other in zip(own, runner.worker.weights.parameters, strict=True))
 
 
 def test_runner_acts_with_the_weights_that_were_sent(runner, vector):
@@ -552,8 +552,8 @@ def test_trial_asks_for_a_processor_for_each_process(runners, remote_learner, cp
 def test_only_the_adapter_touches_private_parts_of_ray():
     found = _borrowed({path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "rl").rglob("*.py"))})
     found = {f"{path.relative_to(ROOT)}: {name}" for path, name in found if path.name != "adapter.py"}
-    # An argument of ray.init, in a module that must not load RLlib, as the adapter does.
-    assert found == {"rl/learning/cluster.py: _node_ip_address"}
+    # Arguments of ray.init, in a module that must not load RLlib, as the adapter does.
+    assert found == {"rl/learning/cluster.py: _node_ip_address", "rl/learning/cluster.py: _system_config"}
 
 
 def test_search_for_private_parts_finds_every_form():
@@ -637,6 +637,18 @@ def test_adapter_flag_against_waiting_is_a_default_of_the_pinned_ray():
 def test_adapter_quiet_leaves_errors(caplog):
     quiet()
     assert {logging.getLogger(name).level for name in ("ray", "ray.rllib", "ray.tune")} == {logging.ERROR}
+
+
+def test_weights_and_gradients_do_not_pass_through_the_object_store():
+    @ray.remote
+    def answer(size):
+        return np.zeros(size, np.uint8)
+
+    for size, stored in ((INLINE_BYTES // 2, False), (2 * INLINE_BYTES, True)):
+        reference = answer.remote(size)
+        ray.wait([reference])
+        where = ray.experimental.get_object_locations([reference])[reference]["node_ids"]
+        assert bool(where) is stored
 
 
 def test_session_is_on_loopback():
