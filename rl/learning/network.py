@@ -167,8 +167,8 @@ class SwingNet(nn.Module):
     def judge(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Returns log-probabilities (densities) of `actions` `[...]` and entropies in nats, of outputs `[..., A]`."""
         if self.action is ActionKind.DISCRETE:
-            logs = torch.log_softmax(outputs, -1)
-            return logs.gather(-1, actions[..., None])[..., 0], -(logs.exp() * logs).sum(-1)
+            logs = torch.log_softmax(outputs.movedim(-1, 0), 0)  # along three rows, not within each of thousands
+            return logs.gather(0, actions[None])[0], -(logs.exp() * logs).sum(0)
         deviations = (actions - outputs[..., 0]) * torch.exp(-self.log_std)
         constant = 0.5 * math.log(2 * math.pi)
         return -0.5 * deviations**2 - self.log_std - constant, (self.log_std + constant + 0.5).expand_as(actions)
@@ -207,7 +207,7 @@ class _KnownDense(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         portfolio, dense = ctx.saved_tensors
         inner = torch.ops.aten.tanh_backward(grads[0], dense)
-        return inner, None, inner.flatten(0, -2).t() @ portfolio.flatten(0, -2), None
+        return inner, None, (portfolio.flatten(0, -2).t() @ inner.flatten(0, -2)).t(), None
 
 
 class Joined:

@@ -226,7 +226,7 @@ class Sampler:
             starts=starts,
             log_likelihoods=likelihoods.detach().numpy(),
             values=values.numpy(),
-            next_values=self._next_values(values, acting.last, finals, terminated),
+            next_values=self._next_values(acting, values, finals, terminated),
             state=tuple(part.numpy() for part in before),
             allowed=allowed,
         )
@@ -279,21 +279,16 @@ class Sampler:
 
     def _next_values(
         self,
+        acting: _Acting,
         values: Tensor,
-        last: Floats32,
         finals: list[tuple[int, Ints, Floats32, Floats32]],
         terminated: Bools,
     ) -> Floats32:
         """Returns `[T, B]`: the values of what came after each step."""
-        drives = [last, *(drive for _, _, drive, _ in finals)]
-        portfolios = [self._obs[:, self.env.market_features :], *(portfolio for *_, portfolio in finals)]
-        with torch.no_grad():
-            _, found = self.net.heads(*(torch.from_numpy(np.concatenate(p)) for p in (drives, portfolios)))
-        following = np.concatenate([values.numpy()[1:], found[None, : len(last)].numpy()])
-        at = len(last)
-        for t, slots, *_ in finals:
-            following[t, slots] = found[at : at + len(slots)].numpy()
-            at += len(slots)
+        last = acting.values(acting.last, self._obs[:, self.env.market_features :])
+        following = np.concatenate([values.numpy()[1:], last[None]])
+        for t, slots, drive, portfolio in finals:
+            following[t, slots] = acting.values(drive, portfolio)
         return np.where(terminated, np.float32(0), following)
 
     def _noise(self, steps: int) -> Floats32:
@@ -307,41 +302,54 @@ class Sampler:
 
 
 class _Acting:
-    """The policy's last layers in NumPy: fewer and cheaper calls than torch's for one step."""
+    """The policy's last layers in NumPy: fewer and cheaper calls than torch's for one step.
+
+    tanh(x) = 2 σ(2x) - 1, and σ is thrice as fast as either library's tanh. So drives are doubled beforehand, the
+    actor takes σ as it is, and what it was becomes tanh once for the whole fragment.
+    """
 
     def __init__(self, net: SwingNet, drive: Tensor, last: Floats32, noise: Floats32 | None) -> None:
-        self.drive: Floats32 = drive.detach().numpy()
         self.last = last
-        self.dense = np.empty_like(self.drive)
-        self._own = False
-        self._noise = noise
+        self._doubled: Floats32 = (2.0 * drive.detach()).numpy()
+        self._halves = np.empty_like(self._doubled)
         self._discrete = net.action is ActionKind.DISCRETE
-        self._joins = np.ascontiguousarray(net.trunk.weight.detach().numpy()[:, net.model.hidden :].T)
-        self._actor, self._bias = net.actor.weight.detach().numpy().T.copy(), net.actor.bias.detach().numpy()
+        self._joins = np.ascontiguousarray(2.0 * net.trunk.weight.detach().numpy()[:, net.model.hidden :].T)
+        actor = net.actor.weight.detach().numpy().T
+        self._actor = np.ascontiguousarray(2.0 * actor)
+        self._added = net.actor.bias.detach().numpy() - actor.sum(axis=0)
+        if noise is not None:
+            self._added = self._added + noise
+        self._critic, self._valued = net.critic.weight.detach().numpy()[0], net.critic.bias.detach().numpy()
+
+    @property
+    def dense(self) -> Floats32:
+        """The dense layer of all steps, `[T, B, D]`."""
+        return 2.0 * self._halves - 1.0
 
     def choose(self, t: int, portfolio: Floats32, allowed: Bools | None) -> Any:
-        dense = np.matmul(portfolio, self._joins, out=self.dense[t])
-        dense += self.drive[t]
-        dense *= 2.0  # tanh(x) = 2 / (1 + exp(-2x)) - 1, thrice as fast as either library's tanh
-        torch.from_numpy(dense).sigmoid_()
-        dense *= 2.0
-        dense -= 1.0
-        outputs = dense @ self._actor
-        outputs += self._bias
-        if self._noise is not None:
-            outputs += self._noise[t]
+        halves = np.matmul(portfolio, self._joins, out=self._halves[t])
+        halves += self._doubled[t]
+        torch.from_numpy(halves).sigmoid_()
+        outputs = halves @ self._actor
+        outputs += self._added[t] if self._added.ndim > 1 else self._added
         if allowed is not None:
             outputs[~allowed] = -np.inf
         return outputs.argmax(axis=1) if self._discrete else outputs[:, 0]
 
+    def values(self, drives: Floats32, portfolios: Floats32) -> Floats32:
+        """Returns the critic's values of drives `[b, D]` with portfolios `[b, P]`, `[b]`."""
+        halves = portfolios @ self._joins
+        halves += 2.0 * drives
+        torch.from_numpy(halves).sigmoid_()
+        found: Floats32 = (2.0 * halves - 1.0) @ self._critic + self._valued
+        return found
+
     def after(self, t: int) -> Floats32:
         """Returns the drive of the session after t, `[B, D]`."""
-        return self.drive[t + 1] if t + 1 < len(self.drive) else self.last
+        return 0.5 * self._doubled[t + 1] if t + 1 < len(self._doubled) else self.last
 
     def replace(self, begin: int, slots: Ints, piece: _Piece) -> None:
-        if not self._own:
-            self.drive, self._own = self.drive.copy(), True
-        self.drive[begin:, slots] = piece.drive.detach().numpy()
+        self._doubled[begin:, slots] = 2.0 * piece.drive.detach().numpy()
         self.last[slots] = piece.last
 
 
