@@ -42,9 +42,10 @@ def _learned(world, steps=STEPS, kind=SwingNet, **learn):
     return glance(alone(changed(settings_of("a3c", world, 0, steps), changes), world, kind), world)
 
 
-@pytest.mark.parametrize("name", ["prop", "hmm"])
-def test_a3c_learns_the_band_of_no_trade_and_to_remember(name):
-    assert _learned(_world(name)) > 0.85
+# With 0.01, two of ten seeds end in never trading on hmm.
+@pytest.mark.parametrize(("name", "entropy"), [("prop", 0.01), ("hmm", 0.03)])
+def test_a3c_learns_the_band_of_no_trade_and_to_remember(name, entropy):
+    assert _learned(_world(name), entropy=entropy) > 0.85
 
 
 def test_a3c_on_hmm_without_memory_earns_nothing():
