@@ -172,7 +172,7 @@ def _run(
     try:
         checkpoint = out / "checkpoint"
         if checkpoint.is_dir():
-            algorithm.restore_from_path(str(checkpoint.resolve()))
+            _restore(algorithm, checkpoint)
         with SummaryWriter(str(out / "tensorboard"), purge_step=algorithm.steps) as board:
             while algorithm.steps < config.train.steps:
                 progress = _progress(algorithm.train(), algorithm.steps, config, session, time.monotonic() - started)
@@ -227,6 +227,17 @@ def _draw(board: Any, progress: Progress) -> None:
 def _append(path: Path, line: dict[str, Any]) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
+
+
+def _restore(algorithm: Any, folder: Path) -> None:
+    try:
+        algorithm.restore_from_path(str(folder.resolve()))
+    except (KeyError, RuntimeError, ValueError) as error:  # what torch and RLlib say of states that do not fit
+        said = str(error).strip().splitlines()[0]
+        raise RunError(
+            f"{folder}: was written by another version of the engine ({said}); choose another --out, or remove "
+            f"{folder.parent} to begin anew"
+        ) from error
 
 
 def _checkpoint(algorithm: Any, folder: Path) -> None:

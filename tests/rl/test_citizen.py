@@ -15,7 +15,7 @@ from ray.rllib.algorithms.ppo import PPOConfig as StockPPOConfig
 from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.tune import CheckpointConfig, RunConfig, Tuner
 
-from data_pipeline.errors import ConfigError
+from data_pipeline.errors import ConfigError, RunError
 from data_pipeline.panel import save_panel
 from product import TRAIN
 from rl import config as settings
@@ -378,6 +378,26 @@ def test_train_goes_on_from_the_checkpoint_when_its_learner_is_killed(panel, tmp
     lines = [json.loads(line) for line in (run / "progress.jsonl").read_text().splitlines()]
     assert [(line["session"], line["iteration"]) for line in lines] == [(0, 1), (0, 2), (1, 2), (1, 3)]
     assert (run / "weights.safetensors").is_file()
+
+
+def test_checkpoint_that_does_not_fit_is_refused_and_kept(panel, tmp_path):
+    amount = {"steps": 3 * FRAGMENT, "iteration_steps": FRAGMENT, "env_runners": 0, "envs_per_runner": SLOTS}
+    tree = {"model": MODEL, "train": {"algorithm": "a3c", "checkpoint_iterations": 1, **amount}}
+    config = settings.RunConfig.of(tree, "test")
+
+    def interrupt(progress):
+        if progress.iteration == 2:
+            raise KeyboardInterrupt
+
+    folder, run = save_panel(panel, tmp_path / "panels"), tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(config, folder, TRAIN, run, on_progress=interrupt)
+    wider = settings.with_values(config, {"model.hidden": 2 * config.model.hidden}, "test")
+    (run / "config.json").write_text(json.dumps(wider.tree()))
+    with pytest.raises(RunError, match=r"checkpoint: was written by another version of the engine .*begin anew"):
+        train(wider, folder, TRAIN, run, resume=True)
+    (run / "config.json").write_text(json.dumps(config.tree()))
+    assert train(config, folder, TRAIN, run, resume=True).folder == run
 
 
 # Tune
