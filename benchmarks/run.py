@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -12,21 +13,48 @@ from typing import Any
 from benchmarks.shape import shown
 
 ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "benchmarks" / "results"
 NAMES = ("features", "simulator", "training", "learning", "scaling", "judge")
 
 
 def main() -> None:
     """Runs them one after another, each in a process of its own."""
-    results = []
-    for name in NAMES:
-        command = [sys.executable, "-m", f"benchmarks.{name}", "--json", "-"]
-        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-        print(done.stdout, end="")
-        results.append(json.loads(done.stdout.splitlines()[-1]))
-    folder = ROOT / "benchmarks" / "results"
-    folder.mkdir(exist_ok=True)
-    (folder / f"{datetime.now(UTC):%Y-%m-%d}.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
-    (ROOT / "docs" / "performance.md").write_text(_page(results), encoding="utf-8")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "what", nargs="*", help=f"of {', '.join(NAMES)}, or files that `--json FILE` wrote, to be taken in; none: all"
+    )
+    fresh: list[dict[str, Any]] = [
+        _run(what) if what in NAMES else json.loads(Path(what).read_text(encoding="utf-8"))
+        for what in parser.parse_args().what or NAMES
+    ]
+    FOLDER.mkdir(exist_ok=True)
+    path = FOLDER / f"{datetime.now(UTC):%Y-%m-%d}.json"
+    today = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    path.write_text(json.dumps(_renewed(today, fresh), indent=1), encoding="utf-8")
+    (ROOT / "docs" / "performance.md").write_text(_page(_newest()), encoding="utf-8")
+
+
+def _run(name: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--json", "-"]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    print(done.stdout, end="")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _renewed(old: list[dict[str, Any]], fresh: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the results with those of benchmarks that ran anew in the place of older ones."""
+    names = {result["benchmark"] for result in fresh}
+    kept = [result for result in old if result["benchmark"] not in names]
+    return sorted(kept + fresh, key=lambda result: NAMES.index(result["benchmark"]))
+
+
+def _newest() -> list[dict[str, Any]]:
+    """Returns the newest results of each benchmark, whatever day they are of."""
+    results: list[dict[str, Any]] = []
+    for path in sorted(FOLDER.glob("*.json")):
+        results = _renewed(results, json.loads(path.read_text(encoding="utf-8")))
+    return results
 
 
 def _page(results: list[dict[str, Any]]) -> str:
