@@ -108,7 +108,7 @@ class A3cWorker(GradientWorker):
 
     observed_columns = 4
     """Slots on which the policy's move since its last fragment is measured, every `observed_every` gradients."""
-    observed_every = 16
+    observed_every = 8
 
     def __init__(self, sampler: Sampler, recipe: Recipe, seed: int | None = None) -> None:
         super().__init__(sampler, recipe, seed)
