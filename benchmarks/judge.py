@@ -52,7 +52,7 @@ SPACE: dict[str, tuple[Any, ...]] = {
 class Size(NamedTuple):
     """How much is spent on a market."""
 
-    steps: int = 400_000
+    steps: int = 600_000
     """Of each training."""
     train: int = 1008
     """Sessions; so are the next two."""
