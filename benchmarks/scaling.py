@@ -166,6 +166,7 @@ class Receiving:
 
     def __init__(self, size: int, report: Report, repeats: int) -> None:
         self._size, self._report, self._repeats = size, report, repeats
+        self._weights = {times: np.zeros(size * times, np.float32) for times in (1, LARGER)}
 
     def answers_s(self, ready: int, silent: int) -> float:
         """Returns the driver's seconds to fetch `ready` answers while `silent` more are awaited."""
@@ -203,7 +204,7 @@ class Receiving:
     def served_s(self, times_larger: int = 1) -> float:
         """Returns a process's seconds for a call with an array and an answer with one, back to back."""
         echo, calls = self._echo(times_larger), 32
-        weights = np.zeros(self._size * times_larger, np.float32)
+        weights = self._weights[times_larger]
 
         def all_of_them() -> None:
             held = [echo.gradient.remote(weights, ORDER, self._report) for _ in range(calls)]
@@ -220,7 +221,7 @@ class Receiving:
         return echo
 
     def _ask(self, crew: Crew, worker: int, times_larger: int = 1) -> None:
-        crew.ask(worker, "gradient", np.zeros(self._size * times_larger, np.float32), ORDER, self._report)
+        crew.ask(worker, "gradient", self._weights[times_larger], ORDER, self._report)
 
 
 def applying(driver: ActorCritic, report: Report, size: int, repeats: int) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -270,11 +270,6 @@ class Joined:
         begin = self.whole.data_ptr()
         if first != begin or last != begin + 4 * (self.whole.numel() - self.parameters[-1].numel()):
             raise RuntimeError("parameters were moved away from their vector; load numbers into them in place")
-
-
-def flat(tensors: Sequence[Tensor]) -> Floats32:
-    """Returns the numbers of all tensors in one fresh vector."""
-    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors]).numpy()
 
 
 def policy_arrays(net: SwingNet) -> dict[str, Floats32]:

@@ -26,6 +26,11 @@ def lively(net: SwingNet, scale: float = 0.4, seed: int = 0) -> SwingNet:
     return net
 
 
+def flat(tensors):
+    """Returns the numbers of all tensors in one fresh vector."""
+    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors]).numpy()
+
+
 def gradients(loss, net):
     """Returns the gradient of each parameter by name; 0 where none arrives."""
     found = torch.autograd.grad(loss, list(net.parameters()), allow_unused=True, retain_graph=True)

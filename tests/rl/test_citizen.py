@@ -25,9 +25,9 @@ from rl.learning.algorithm import ActorCriticConfig, LearnerLostError
 from rl.learning.build import ENV_NAME
 from rl.learning.cluster import ray_session
 from rl.learning.gradients import Order
-from rl.learning.network import flat
 from rl.learning.runner import SwingEnvRunner
 from rl.learning.train import train
+from stepwise import flat
 from tiny import CONTEXT, EPISODE, FRAGMENT, MODEL, SLOTS, STEPS, built, tiny
 
 pytestmark = [

@@ -29,12 +29,12 @@ from rl.learning.gradients import (
     renewed,
 )
 from rl.learning.losses import actor_critic_loss, vtrace
-from rl.learning.network import SwingNet, flat
+from rl.learning.network import SwingNet
 from rl.learning.progress import Moments
 from rl.learning.rollout import Sampler
 from rl.learning.settings import ModelConfig
 from rough import EVERY_OPTION, rough_market
-from stepwise import Player, assert_near, lively
+from stepwise import Player, assert_near, flat, lively
 
 T, SLOTS, UPDATES = 16, 8, 12
 GAMMA, LAMBDA, VALUE, ENTROPY, CLIP, LR = 0.97, 0.9, 0.5, 0.01, 0.5, 3e-3

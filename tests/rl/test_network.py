@@ -14,9 +14,9 @@ from data_pipeline.scaling import Scaler
 from envs.bundle import LstmPolicy
 from envs.contract import ActionKind
 from rl.learning import network
-from rl.learning.network import Joined, State, SwingNet, flat, net_of, policy_arrays
+from rl.learning.network import Joined, State, SwingNet, net_of, policy_arrays
 from rl.learning.settings import ModelConfig
-from stepwise import Rows, assert_near, attention, gradients, lively
+from stepwise import Rows, assert_near, attention, flat, gradients, lively
 
 F, P, B, T = 3, 2, 5, 12
 ATTENTION = ((0, 1), (1, 1), (2, 5), (4, 40))  # heads and sessions: none, itself alone, fewer and more than T

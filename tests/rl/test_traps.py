@@ -40,9 +40,9 @@ from rl.learning.crew import Crew
 from rl.learning.gradients import Order, answers
 from rl.learning.learner import SwingLearner
 from rl.learning.module import SwingModule
-from rl.learning.network import flat
 from rl.learning.rollout import Sampler
 from rl.learning.runner import SwingEnvRunner
+from stepwise import flat
 from tiny import CONTEXT, EPISODE, FRAGMENT, SLOTS, STEPS, built, tiny
 
 pytestmark = [
