@@ -15,7 +15,7 @@ from rl.judging.tune import folds_of
 from rl.learning.cluster import ray_session
 from rl.learning.train import train
 
-SMALL = Size(steps=150_000, holdout=252, twins=4, axes=1)
+SMALL = Size(steps=300_000, holdout=252, twins=4, axes=1)
 
 
 @pytest.fixture(scope="module")

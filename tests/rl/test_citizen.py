@@ -238,10 +238,11 @@ def test_evaluation_by_a_worker_uses_the_newest_weights():
     with built(_evaluated(1, 10, "episodes")) as algorithm:
         for _ in range(2):
             result = algorithm.train()["evaluation"]["env_runners"]
-            (weights,) = algorithm.eval_env_runner_group.foreach_env_runner(
-                lambda runner: flat(list(runner.module.parameters())), local_env_runner=False
+            # A worker cannot import tests' own modules.
+            (parameters,) = algorithm.eval_env_runner_group.foreach_env_runner(
+                lambda runner: list(runner.module.parameters()), local_env_runner=False
             )
-            assert np.array_equal(weights, algorithm.learner("vector"))
+            assert np.array_equal(flat(parameters), algorithm.learner("vector"))
         assert result["num_episodes"] == 3 * SLOTS
         assert np.isfinite(result["episode_return_mean"])
 
