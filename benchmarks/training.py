@@ -40,7 +40,7 @@ PER_CPU, PER_WALL = "env steps per CPU-second", "env steps per second"
 MARKET, PORTFOLIO = ShapeVectorEnv.market_features, 2
 STEPS = 64
 ORDER = Order(version=0, cost_scale=1.0, reward_scale=1.0, entropy=0.01)
-TWICE = ("ceiling_b64", "rllib_ppo1", "sb3_ppo1")
+TWICE = ("ceiling_b64", "ceiling_b256", "rllib_ppo1", "sb3_ppo1")
 """Of one process; measured in two at once as well."""
 SLOWED = 10
 """Times that a straggler is slower."""
@@ -97,12 +97,14 @@ def make_env(context: Any) -> ShapeVectorEnv:
     return env if env.delay_s else ShapeVectorEnv(context["num_envs"], context["autoreset_mode"])
 
 
-def algorithm(config: ActorCriticConfig, runners: int, steps: int, delay_s: float = 0.0) -> ActorCritic:
-    """Returns a built algorithm of 64 slots a worker whose `train()` does at least `steps`."""
+def algorithm(
+    config: ActorCriticConfig, runners: int, steps: int, delay_s: float = 0.0, slots: int = 64
+) -> ActorCritic:
+    """Returns a built algorithm of so many slots a worker whose `train()` does at least `steps`."""
     quiet()
     register_env("shape", make_env)
     config.environment("shape", env_config={"delay_s": delay_s})
-    config.env_runners(num_env_runners=runners, num_envs_per_env_runner=64, rollout_fragment_length=STEPS)
+    config.env_runners(num_env_runners=runners, num_envs_per_env_runner=slots, rollout_fragment_length=STEPS)
     config.training(lr=3e-4, total_steps=10**12, iteration_steps=steps)
     model = {"model": {"hidden": HIDDEN}, "action": "discrete", "portfolio_features": PORTFOLIO}
     config.rl_module(rl_module_spec=RLModuleSpec(module_class=SwingModule, model_config=model))
@@ -152,14 +154,15 @@ def side_by_side(steps: int, seconds: float, epochs: tuple[int, ...], quick: boo
     Peers that know one process run in two, each for itself: what they would reach if sharing the work cost nothing.
     """
     with ExitStack() as stack:
-        configs: dict[str, ActorCriticConfig] = {"a3c_two_runners": A3CConfig()}
+        configs: dict[str, ActorCriticConfig] = {"a3c_two_runners": A3CConfig(), "a3c_two_runners_b256": A3CConfig()}
         for number in epochs:
             configs[f"ppo{number}_two_runners"] = PPOConfig().training(num_epochs=number)
             # Each cuts its own fragment, where PPO cuts both in four: 32 slots a gradient either way.
             configs[f"async_ppo{number}_two_runners"] = AsyncPPOConfig().training(num_epochs=number, minibatches=2)
         built: dict[str, ActorCritic] = {}
         for name, config in configs.items():
-            built[name] = algorithm(config, 2, steps)
+            many = 4 if name.endswith("b256") else 1
+            built[name] = algorithm(config, 2, many * steps, slots=many * 64)
             stack.callback(built[name].stop)
         runs: dict[str, Callable[[], float]] = {name: partial(per_wall, each) for name, each in built.items()}
         there = contestants(quick)[0]
@@ -226,6 +229,7 @@ def _ratios(figures: Mapping[str, Figure]) -> dict[str, float]:
         "a3c_bf16_vs_ceiling_b64": ("a3c_bf16_b64", "ceiling_b64"),
         "a3c_bf16_vs_ceiling_b256": ("a3c_bf16_b256", "ceiling_b256"),
         "a3c_two_runners_vs_two_ceilings": ("a3c_two_runners", "two_ceiling_b64"),
+        "a3c_two_runners_vs_two_ceilings_b256": ("a3c_two_runners_b256", "two_ceiling_b256"),
         "a3c_vs_rllib": ("a3c_two_runners", "two_rllib_ppo1"),
         "a3c_vs_sb3": ("a3c_two_runners", "two_sb3_ppo1"),
         "a3c_vs_single_file": ("a3c_b64", "single_file"),
