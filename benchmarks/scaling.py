@@ -273,12 +273,12 @@ def _parts(costs: Costs) -> dict[str, tuple[float, str]]:
         "wait_ms_per_1000_runners": (1000 * costs.wait_per_runner_s, "driver: for each 1,000 runners awaited"),
         "get_ms": (costs.get_s, "driver: fetch an answer"),
         "apply_ms": (costs.apply.of(size), "driver: optimiser step and bookkeeping"),
-        "publish_ms": (costs.publish.of(size), "driver: publish weights"),
-        "send_ms": (costs.send_s, "driver: send a request"),
+        "publish_ms": (costs.publish_s, "driver: copy new weights"),
+        "send_ms": (costs.send.of(size), "driver: send a request and weights"),
         "serve_ms": (costs.serve.of(size), "a process called back to back, but for the optimiser"),
-        "call_ms_per_mib": (costs.call.per_byte_s * 2**20, "Ray: each further MiB, through one node's store"),
+        "call_ms_per_mib": (costs.call.per_byte_s * 2**20, "Ray: each further MiB"),
         "apply_ms_per_mib": (costs.apply.per_byte_s * 2**20, "optimiser: each further MiB"),
-        "publish_ms_per_mib": (costs.publish.per_byte_s * 2**20, "publish: each further MiB"),
+        "send_ms_per_mib": (costs.send.per_byte_s * 2**20, "driver, sending: each further MiB"),
         "serve_ms_per_mib": (costs.serve.per_byte_s * 2**20, "a process called back to back: each further MiB"),
     }
 

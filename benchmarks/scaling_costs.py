@@ -241,7 +241,7 @@ def measured(alone: AtOnce, driver: ActorCritic, quick: bool) -> Costs:
         wait_per_runner_s=per_runner,
         get_s=get,
         apply=cost(applied, per_byte(_adam, size, repeats)),
-        publish=Cost(published, send_per_byte),
-        send_s=max(0.0, send - send_per_byte * 4 * size),
+        publish_s=published,
+        send=cost(send, send_per_byte),
         serve=cost(served, served_per_byte),
     )

@@ -2,8 +2,8 @@
 
 Runners compute, and send gradients over one link to the driver, which serves them in the order in which they come, as
 `rl.learning.a3c` and `rl.learning.crew` do: ask the runners that are about to finish, look who has answered, fetch all
-of that, then apply each gradient and ask its runner, unless that has its next request. To ask is to publish the
-weights, if they are new, and to send a request. No Ray, no clock: a pure function of its parameters and a seed.
+of that, then apply each gradient and ask its runner, unless that has its next request. To ask is to copy the weights,
+if they are new, and to send a request with them. No Ray, no clock: a pure function of its parameters and a seed.
 
 Left out: failures, other traffic, and what staleness does to learning.
 """
@@ -49,8 +49,8 @@ class Costs:
         wait_per_runner_s: The same, for each runner whose answer is awaited.
         get_s: Driver: fetching one answer.
         apply: Driver: optimiser step and bookkeeping.
-        publish: Driver: new weights, and what their bytes add to a request.
-        send_s: Driver: one request without them.
+        publish_s: Driver: a copy of new weights.
+        send: Driver: one request, which carries them.
         serve: A process that is called back to back: gradient in, weights out, but for applying.
     """
 
@@ -62,18 +62,18 @@ class Costs:
     wait_per_runner_s: float
     get_s: float
     apply: Cost
-    publish: Cost
-    send_s: float
+    publish_s: float
+    send: Cost
     serve: Cost
 
     def rate(self, design: Design, shards: int = 1) -> float:
         """Returns the gradients per second of whoever applies them, were it never idle and its looks free.
 
-        The driver can do a little more where it asks several runners at once, for which it publishes once.
+        The driver can do a little more where it asks several runners at once, for which it copies weights once.
         """
         part = self.gradient_bytes / shards
         if design is Design.DRIVER:
-            return 1.0 / (self.get_s + self.apply.of(part) + self.publish.of(part) + self.send_s)
+            return 1.0 / (self.get_s + self.apply.of(part) + self.publish_s + self.send.of(part))
         return 1.0 / (self.serve.of(part) + self.apply.of(part))
 
 
@@ -253,7 +253,7 @@ class _Run:
         self.forget()
         next(self._driver)
         for runner in range(plan.runners):
-            self._expect(runner * costs.send_s, runner, _Comes.REQUEST)
+            self._expect(runner * costs.send.of(self._part), runner, _Comes.REQUEST)
 
     @property
     def arrived(self) -> int:
@@ -308,7 +308,7 @@ class _Run:
         """A runner takes up the next request that lies at hand."""
         plan, costs = self.plan, self.costs
         seconds = sum(self._compute_s() for _ in range(plan.accumulate)) + costs.call.of(self._part)
-        self._work(seconds + (costs.send_s * plan.shards if plan.design is Design.SHARDS else 0.0), runner)
+        self._work(seconds + (costs.send.of(self._part) * plan.shards if plan.design is Design.SHARDS else 0.0), runner)
 
     def _send(self, runner: int) -> None:
         """A runner has its gradient."""
@@ -355,14 +355,14 @@ class _Run:
 
     def _pass_batch_on(self) -> Iterator[float]:
         while self._batch:
-            yield self._transferred(2 * self.costs.send_s)  # one request to the learner, one to the runner
+            yield self._transferred(2 * self.costs.send.fixed_s)  # to the learner and to the runner, of references
             self._serve_elsewhere(self._batch.popleft())
 
     def _ask(self, runner: int) -> Iterator[float]:
-        """The driver publishes the weights, if they are new, and sends a request."""
-        publish_s = self.costs.publish.of(self._part) if self._published != self._applied else 0.0
+        """The driver copies the weights, if they are new, and sends a request."""
+        publish_s = self.costs.publish_s if self._published != self._applied else 0.0
         self._published = self._applied
-        yield self._transferred(publish_s + self.costs.send_s)
+        yield self._transferred(publish_s + self.costs.send.of(self._part))
         self._reply(runner, self._now)
         self._expect_due(runner)
 

@@ -131,19 +131,18 @@ def per_cpu(train: ActorCritic) -> float:
 
 
 class _Alone:
-    """A contestant in a process of its own."""
+    """Contestants in a process of their own."""
 
-    def __init__(self, name: str, quick: bool) -> None:
+    def __init__(self, quick: bool) -> None:
         settle()
         quiet()
-        self._run = contestants(quick)[0][name]
-        self._run()
+        self._runs = contestants(quick)[0]
 
-    def rate(self, seconds: float) -> float:
-        """Returns steps per second of wall time."""
+    def rate(self, name: str, seconds: float) -> float:
+        """Returns one contestant's steps per second of wall time."""
         done, started = 0, time.perf_counter()
         while time.perf_counter() - started < seconds:
-            done += self._run()
+            done += self._runs[name]()
         return done / (time.perf_counter() - started)
 
 
@@ -165,18 +164,17 @@ def side_by_side(steps: int, seconds: float, epochs: tuple[int, ...], quick: boo
             built[name] = algorithm(config, 2, many * steps, slots=many * 64)
             stack.callback(built[name].stop)
         runs: dict[str, Callable[[], float]] = {name: partial(per_wall, each) for name, each in built.items()}
+        pair = [ray.remote(_Alone).options(num_cpus=1).remote(quick) for _ in range(2)]
+        for process in pair:
+            stack.callback(ray.kill, process)
         there = contestants(quick)[0]
-        for name in (name for name in TWICE if name in there):
-            pair = [ray.remote(_Alone).options(num_cpus=1).remote(name, quick) for _ in range(2)]
-            for process in pair:
-                stack.callback(ray.kill, process)
-            runs[f"two_{name}"] = partial(both, pair, seconds)
+        runs |= {f"two_{name}": partial(both, pair, name, seconds) for name in TWICE if name in there}
         yield runs, partial(per_cpu, built["a3c_two_runners"])
 
 
-def both(pair: list[Any], seconds: float) -> float:
-    """Returns steps per second of wall time of two processes at once."""
-    return float(sum(ray.get([each.rate.remote(seconds) for each in pair])))
+def both(pair: list[Any], name: str, seconds: float) -> float:
+    """Returns a contestant's steps per second of wall time in two processes at once."""
+    return float(sum(ray.get([each.rate.remote(name, seconds) for each in pair])))
 
 
 def stragglers(steps: int, runs: int) -> dict[str, Figure]:

@@ -23,13 +23,13 @@ COSTS = Costs(
     wait_per_runner_s=0.0,
     get_s=0.002,
     apply=Cost(0.004),
-    publish=Cost(0.002),
-    send_s=0.001,
+    publish_s=0.002,
+    send=Cost(0.001),
     serve=Cost(0.004),
 )
 SERVE_S = 0.01
 INSTANT = replace(
-    COSTS, compute_s=(0.08, 0.1, 0.12), wait_s=0.0, get_s=0.0, apply=Cost(0.0), publish=Cost(0.0), send_s=0.0
+    COSTS, compute_s=(0.08, 0.1, 0.12), wait_s=0.0, get_s=0.0, apply=Cost(0.0), publish_s=0.0, send=Cost(0.0)
 )
 SPREAD = replace(COSTS, compute_s=(0.05, 0.1, 0.15))
 
