@@ -22,9 +22,10 @@ from data_pipeline.features import FeatureSet
 from data_pipeline.folds import Span
 from data_pipeline.scaling import fit_scaler
 from envs.backtest import backtest
-from envs.bundle import LstmPolicy, PolicyEntry, golden_of, read_bundle, write_bundle
+from envs.bundle import PolicyEntry, golden_of, read_bundle, write_bundle
 from envs.contract import ActionKind
 from envs.limits import Limits
+from envs.lstm import LstmPolicy
 from envs.market import Market
 from envs.swing import SwingVectorEnv
 from product import BIN, ROOT, environment

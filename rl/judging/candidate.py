@@ -13,10 +13,10 @@ from data_pipeline.config import Config
 from data_pipeline.errors import RunError
 from data_pipeline.folds import Fold
 from data_pipeline.scaling import Scaler
-from envs.bundle import LstmPolicy
 from envs.costs import Costs
 from envs.ensemble import Combination, Ensemble
 from envs.limits import Limits
+from envs.lstm import LstmPolicy
 from rl.config import RunConfig, with_values
 from rl.judging.course import seeds_of
 from rl.judging.ensemble import weighted_by_validation

@@ -16,7 +16,6 @@ from envs.bundle import (
     GOLDEN_TOLERANCE,
     Bundle,
     FeatureEntry,
-    LstmPolicy,
     Manifest,
     PolicyEntry,
     Verdict,
@@ -26,6 +25,7 @@ from envs.bundle import (
 )
 from envs.contract import PORTFOLIO_FEATURES, Floats32
 from envs.ensemble import Ensemble
+from envs.lstm import LstmPolicy
 from rl.judging.validate import Validation, read_validation
 
 RANDOM_WINDOWS = 64

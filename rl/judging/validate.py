@@ -21,8 +21,8 @@ from data_pipeline.folds import Fold
 from data_pipeline.panel import Panel, open_panel
 from data_pipeline.scaling import Scaler, fit_scaler
 from envs.backtest import Ledger, backtest
-from envs.bundle import LstmPolicy
 from envs.ensemble import Ensemble
+from envs.lstm import LstmPolicy
 from rl.config import RunConfig, with_values
 from rl.judging.baselines import BASELINES
 from rl.judging.candidate import Candidate, candidate_of

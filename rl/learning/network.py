@@ -273,7 +273,7 @@ class Joined:
 
 
 def policy_arrays(net: SwingNet) -> dict[str, Floats32]:
-    """Returns what `envs.bundle.LstmPolicy` needs: the acting half of the network as float32 arrays."""
+    """Returns what `envs.lstm.LstmPolicy` needs: the acting half of the network as float32 arrays."""
     state = {name: tensor.detach().cpu().numpy().astype(np.float32) for name, tensor in net.state_dict().items()}
     arrays = {f"{layer}.{part}": state[f"{layer}.{part}"] for layer in ("trunk", "actor") for part in _DENSE}
     for number in range(net.model.layers):

@@ -25,7 +25,7 @@ from safetensors.numpy import load_file, save_file
 from data_pipeline.errors import RunError
 from data_pipeline.folds import Span
 from data_pipeline.scaling import Scaler, fit_scaler
-from envs.bundle import LstmPolicy
+from envs.lstm import LstmPolicy
 from rl.config import RunConfig
 from rl.learning.panels import panel_at, share_panel
 

@@ -17,15 +17,12 @@ from data_pipeline.folds import Span
 from data_pipeline.scaling import Scaler
 from envs.backtest import backtest
 from envs.bundle import (
-    ATTENTION_WEIGHTS,
     FeatureEntry,
-    LstmPolicy,
     Manifest,
     PolicyEntry,
     Verdict,
     _manifest_bytes,
     golden_of,
-    greedy_positions,
     read_bundle,
     write_bundle,
 )
@@ -33,6 +30,7 @@ from envs.contract import PORTFOLIO_FEATURES, ActionKind, Window
 from envs.costs import Costs
 from envs.ensemble import Ensemble
 from envs.limits import Limits
+from envs.lstm import ATTENTION_WEIGHTS, LstmPolicy, greedy_positions
 
 SPAN = Span(2766, 2900)
 FEATURES, UNITS = 7, 12

@@ -13,11 +13,12 @@ from data_pipeline.folds import Span
 from data_pipeline.panel import Panel
 from data_pipeline.scaling import fit_scaler
 from envs.backtest import backtest
-from envs.bundle import Bundle, LstmPolicy
+from envs.bundle import Bundle
 from envs.contract import ActionKind, Floats, Window
 from envs.costs import Costs
 from envs.ensemble import Combination, Ensemble, combined
 from envs.limits import Limits
+from envs.lstm import LstmPolicy
 from rl.judging.baselines import BuyAndHold, Cash, EqualWeight, Momentum, MovingAverages, VolatilityTarget
 from rl.judging.ensemble import disagreement, sharpe_weights, watched, weighted_by_validation
 

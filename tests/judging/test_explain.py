@@ -14,10 +14,10 @@ from data_pipeline.folds import Span
 from data_pipeline.panel import Panel
 from data_pipeline.scaling import fit_scaler
 from envs.backtest import backtest
-from envs.bundle import LstmPolicy
 from envs.contract import PORTFOLIO_FEATURES, ActionKind, Floats, Window
 from envs.costs import Costs
 from envs.limits import Limits
+from envs.lstm import LstmPolicy
 from product import TRAIN
 from rl.judging.baselines import EqualWeight, Momentum
 from rl.judging.explain import (

@@ -13,20 +13,11 @@ import victims
 from bucket import endpoint, get, names, put, root, s3  # noqa: F401  (fixtures among them)
 from data_pipeline.errors import BundleError, RunError
 from data_pipeline.scaling import Scaler
-from envs.bundle import (
-    FeatureEntry,
-    LstmPolicy,
-    Manifest,
-    PolicyEntry,
-    Verdict,
-    bundle_files,
-    golden_of,
-    read_bundle,
-    write_bundle,
-)
+from envs.bundle import FeatureEntry, Manifest, PolicyEntry, Verdict, bundle_files, golden_of, read_bundle, write_bundle
 from envs.contract import PORTFOLIO_FEATURES, ActionKind
 from envs.costs import Costs
 from envs.limits import Limits
+from envs.lstm import LstmPolicy
 from rl.judging.chain import Chain
 from rl.judging.registry import Registry
 

@@ -15,8 +15,8 @@ import torch
 import yaml
 
 from data_pipeline.errors import ConfigError
-from envs.bundle import LstmPolicy
 from envs.contract import ActionKind
+from envs.lstm import LstmPolicy
 from product import BIN, ROOT, environment, tiny_settings
 from rl.config import RunConfig, load_config
 from rl.judging.export import disagreement

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from data_pipeline.scaling import Scaler
-from envs.bundle import LstmPolicy
 from envs.contract import ActionKind
+from envs.lstm import LstmPolicy
 from rl.learning import network
 from rl.learning.network import Joined, State, SwingNet, net_of, policy_arrays
 from rl.learning.settings import ModelConfig

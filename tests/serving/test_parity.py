@@ -17,11 +17,12 @@ from data_pipeline.folds import Span
 from data_pipeline.panel import Panel
 from data_pipeline.scaling import fit_scaler
 from envs.backtest import Ledger, backtest
-from envs.bundle import Bundle, FeatureEntry, LstmPolicy, Manifest, PolicyEntry, Verdict
+from envs.bundle import Bundle, FeatureEntry, Manifest, PolicyEntry, Verdict
 from envs.contract import PORTFOLIO_FEATURES, ActionKind
 from envs.costs import Costs
 from envs.ensemble import Ensemble
 from envs.limits import Limits
+from envs.lstm import LstmPolicy
 from serving.contract import DecisionResponse, ModelInfo
 from serving.policy.decide import decide, model_info
 
