@@ -28,7 +28,8 @@ CARRIES = {
 
 TRAINING_RATIOS = {
     *("a3c_vs_ceiling_b64", "a3c_vs_ceiling_b256", "a3c_bf16_vs_ceiling_b64", "a3c_bf16_vs_ceiling_b256"),
-    *("a3c_two_runners_vs_two_ceilings", "a3c_vs_rllib", "a3c_vs_sb3", "ppo4_vs_rllib", "ppo4_vs_sb3"),
+    *("a3c_two_runners_vs_two_ceilings", "a3c_two_runners_vs_two_ceilings_b256", "a3c_vs_rllib", "a3c_vs_sb3"),
+    *("ppo4_vs_rllib", "ppo4_vs_sb3"),
     *("async_ppo_vs_ppo", "straggler_a3c", "straggler_ppo"),
 }
 
