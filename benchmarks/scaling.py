@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 import psutil
 import ray
 
-from benchmarks.scaling_costs import LARGER, SLOTS, AtOnce, Computing, Ready, measured
+from benchmarks.scaling_costs import LARGER, AtOnce, Computing, Ready, measured
 from benchmarks.scaling_model import Costs, Design, Plan, Prediction, predict
 from benchmarks.shape import Figure, cpu_seconds, figure, interleaved, parser_of, publish, shown
-from benchmarks.training import STEPS, algorithm
+from benchmarks.training import SLOTS, STEPS, algorithm
 from rl.learning.a3c import A3CConfig
 from rl.learning.adapter import actors_of, quiet
 from rl.learning.algorithm import ActorCritic

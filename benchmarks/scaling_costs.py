@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
 import time
 from collections.abc import Callable
@@ -14,20 +13,13 @@ import ray
 import torch
 
 from benchmarks.scaling_model import Cost, Costs
-from benchmarks.training import MARKET, ORDER, PORTFOLIO, STEPS
-from benchmarks.training_env import ShapeVectorEnv
-from benchmarks.training_peers import HIDDEN
-from envs.contract import ActionKind, Floats32
+from benchmarks.training import ORDER, SLOTS, worker_of
+from envs.contract import Floats32
 from rl.learning.algorithm import ActorCritic
 from rl.learning.crew import Crew
-from rl.learning.gradients import A3cWorker, Optimiser, Order, Recipe, Report
-from rl.learning.network import SwingNet
-from rl.learning.process import settle
-from rl.learning.rollout import Sampler
+from rl.learning.gradients import Optimiser, Order, Report
 from rl.learning.runner import SwingEnvRunner
-from rl.learning.settings import ModelConfig
 
-SLOTS = 64
 LARGER = 8
 """Times the bytes of the second point that costs per byte are taken from."""
 
@@ -70,11 +62,7 @@ class Computing:
     """A runner in a process of its own, whose requests cost nothing."""
 
     def __init__(self) -> None:
-        settle()
-        net = SwingNet(MARKET, ActionKind.DISCRETE, ModelConfig(hidden=HIDDEN), PORTFOLIO)
-        sampler = Sampler(net, ShapeVectorEnv(SLOTS, "SameStep"), 0)
-        self._worker = A3cWorker(sampler, Recipe(STEPS, normalise=False), 0)
-        self._optimiser = Optimiser(copy.deepcopy(net), 0.5)
+        self._worker, self._optimiser = worker_of(SLOTS)
         self._compute()
 
     def seconds(self, gradients: int) -> list[float]:

@@ -38,7 +38,7 @@ from rl.learning.settings import ModelConfig
 
 PER_CPU, PER_WALL = "env steps per CPU-second", "env steps per second"
 MARKET, PORTFOLIO = ShapeVectorEnv.market_features, 2
-STEPS = 64
+STEPS = SLOTS = 64
 ORDER = Order(version=0, cost_scale=1.0, reward_scale=1.0, entropy=0.01)
 TWICE = ("ceiling_b64", "ceiling_b256", "rllib_ppo1", "sb3_ppo1")
 """Of one process; measured in two at once as well."""
@@ -49,7 +49,7 @@ NO_BF16 = "this processor has no bfloat16 instructions"
 
 def a3c(slots: int, bf16: bool = False) -> Callable[[], int]:
     """Returns one A3C update as a worker and the driver make it, without Ray: weights in, gradient out, applied."""
-    worker, optimiser = _worker(slots, bf16)
+    worker, optimiser = worker_of(slots, bf16)
 
     def run() -> int:
         gradient, report = worker.gradient(optimiser.vector(), ORDER)
@@ -59,9 +59,9 @@ def a3c(slots: int, bf16: bool = False) -> Callable[[], int]:
     return run
 
 
-def ppo(epochs: int, slots: int = 64) -> Callable[[], int]:
+def ppo(epochs: int, slots: int = SLOTS) -> Callable[[], int]:
     """Returns one iteration of PPO in this process: a fragment, then `epochs` passes in four minibatches."""
-    worker, optimiser = _worker(slots)
+    worker, optimiser = worker_of(slots)
     recipe, rng = Recipe(STEPS, epochs=epochs, minibatches=4), np.random.default_rng(0)
 
     def run() -> int:
@@ -72,7 +72,8 @@ def ppo(epochs: int, slots: int = 64) -> Callable[[], int]:
     return run
 
 
-def _worker(slots: int, bf16: bool = False) -> tuple[A3cWorker, Optimiser]:
+def worker_of(slots: int, bf16: bool = False) -> tuple[A3cWorker, Optimiser]:
+    """Returns a worker on so many slots, without Ray, and what applies its gradients to a network of its own."""
     settle()
     net = SwingNet(MARKET, ActionKind.DISCRETE, ModelConfig(hidden=HIDDEN, bf16=bf16), PORTFOLIO)
     sampler = Sampler(net, ShapeVectorEnv(slots, "SameStep"), 0)
@@ -98,7 +99,7 @@ def make_env(context: Any) -> ShapeVectorEnv:
 
 
 def algorithm(
-    config: ActorCriticConfig, runners: int, steps: int, delay_s: float = 0.0, slots: int = 64
+    config: ActorCriticConfig, runners: int, steps: int, delay_s: float = 0.0, slots: int = SLOTS
 ) -> ActorCritic:
     """Returns a built algorithm of so many slots a worker whose `train()` does at least `steps`."""
     quiet()
@@ -153,15 +154,15 @@ def side_by_side(steps: int, seconds: float, epochs: tuple[int, ...], quick: boo
     Peers that know one process run in two, each for itself: what they would reach if sharing the work cost nothing.
     """
     with ExitStack() as stack:
-        configs: dict[str, ActorCriticConfig] = {"a3c_two_runners": A3CConfig(), "a3c_two_runners_b256": A3CConfig()}
+        built = {"a3c_two_runners_b256": algorithm(A3CConfig(), 2, 4 * steps, slots=256)}
+        stack.callback(built["a3c_two_runners_b256"].stop)
+        configs: dict[str, ActorCriticConfig] = {"a3c_two_runners": A3CConfig()}
         for number in epochs:
             configs[f"ppo{number}_two_runners"] = PPOConfig().training(num_epochs=number)
             # Each cuts its own fragment, where PPO cuts both in four: 32 slots a gradient either way.
             configs[f"async_ppo{number}_two_runners"] = AsyncPPOConfig().training(num_epochs=number, minibatches=2)
-        built: dict[str, ActorCritic] = {}
         for name, config in configs.items():
-            many = 4 if name.endswith("b256") else 1
-            built[name] = algorithm(config, 2, many * steps, slots=many * 64)
+            built[name] = algorithm(config, 2, steps)
             stack.callback(built[name].stop)
         runs: dict[str, Callable[[], float]] = {name: partial(per_wall, each) for name, each in built.items()}
         pair = [ray.remote(_Alone).options(num_cpus=1).remote(quick) for _ in range(2)]
@@ -183,7 +184,7 @@ def stragglers(steps: int, runs: int) -> dict[str, Figure]:
     for name, make in (("a3c", A3CConfig), ("ppo", lambda: PPOConfig().training(num_epochs=1))):
         alone = algorithm(make(), 1, steps)
         alone.train()
-        fragment_s = STEPS * 64 / per_wall(alone)
+        fragment_s = STEPS * SLOTS / per_wall(alone)
         pair = algorithm(make(), 2, steps, delay_s=(SLOWED - 1) * fragment_s / STEPS)
         contestants = {f"{name}_alone": partial(per_wall, alone), f"{name}_straggler": partial(per_wall, pair)}
         found |= interleaved(contestants, PER_WALL, runs)
