@@ -125,8 +125,8 @@ class A3cWorker(GradientWorker):
         vector = self.weights.gradient(loss.total)
         self._last = fragment
         figures |= report.figures | {
-            "entropy": float(loss.entropy),
-            "value_loss": float(loss.value),
+            "entropy": loss.entropy,
+            "value_loss": loss.value,
             "explained_variance": explained_variance(fragment.values, targets),
         }
         return vector, report._replace(figures=figures)
@@ -141,7 +141,7 @@ class A3cWorker(GradientWorker):
             loss = fragment_loss(
                 self.sampler.net, self._last, columns, self._last.values, self._last.values, self.recipe.weights(0.0)
             )
-        return {"kl": float(loss.kl), "sample_share": float(loss.sample_share)}
+        return {"kl": loss.kl, "sample_share": loss.sample_share}
 
 
 class AsyncPpoWorker(GradientWorker):
@@ -163,7 +163,7 @@ class AsyncPpoWorker(GradientWorker):
             self._columns = minibatches(self._kept.rewards.shape[1], self.recipe, self._rng)
             columns = next(self._columns)
         loss, explained = self._loss(self._kept, columns, order)
-        if self.recipe.target_kl is not None and float(loss.kl) > self.recipe.target_kl:
+        if self.recipe.target_kl is not None and loss.kl > self.recipe.target_kl:
             self._columns = iter(())
         figures = {**report.figures, **loss_figures(loss), "explained_variance": explained}
         return self.weights.gradient(loss.total), report._replace(acted=self._kept.version, figures=figures)
@@ -223,13 +223,7 @@ def loss_of(
 ) -> Loss:
     """Returns the loss of the network's answers along a fragment; see `actor_critic_loss`, arrays are `[T, B]`."""
     return actor_critic_loss(
-        forward.log_likelihoods,
-        None if acted is None else torch.from_numpy(acted),
-        forward.values,
-        forward.entropies,
-        torch.from_numpy(advantages),
-        torch.from_numpy(targets),
-        weights,
+        forward.log_likelihoods, acted, forward.values, forward.entropies, advantages, targets, weights
     )
 
 
@@ -273,12 +267,8 @@ def minibatches(slots: int, recipe: Recipe, rng: np.random.Generator) -> Iterato
 
 def loss_figures(loss: Loss) -> dict[str, float]:
     """Returns the parts of a loss that people watch."""
-    return {
-        "entropy": float(loss.entropy),
-        "value_loss": float(loss.value),
-        "kl": float(loss.kl),
-        "clipped": float(loss.clipped),
-        "sample_share": float(loss.sample_share),
+    return {name: getattr(loss, name) for name in ("entropy", "kl", "clipped", "sample_share")} | {
+        "value_loss": loss.value
     }
 
 
@@ -346,7 +336,7 @@ def learn(
             rows.append({**loss_figures(loss), "gradient_norm": norm})
         else:
             refused += 1
-        if recipe.target_kl is not None and float(loss.kl) > recipe.target_kl:
+        if recipe.target_kl is not None and loss.kl > recipe.target_kl:
             break
     figures = {name: float(np.mean([row[name] for row in rows])) for name in (rows[0] if rows else ())}
     figures["explained_variance"] = explained_variance(whole.values, targets)

@@ -7,11 +7,12 @@ and of the final observation where it was truncated. `ended[t]`: the episode's l
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from envs.contract import Bools, Floats32
 
@@ -82,25 +83,26 @@ class Loss(NamedTuple):
     """A loss to go down, and what it is made of."""
 
     total: Tensor
-    entropy: Tensor
+    entropy: float
     """Mean over the batch, in nats."""
-    value: Tensor
+    value: float
     """Mean squared error of the critic."""
-    kl: Tensor
+    kl: float
     """Estimate of KL(acting ‖ present) in nats (Schulman's k3: never negative)."""
-    clipped: Tensor
+    clipped: float
     """Share of ratios beyond the clip."""
-    sample_share: Tensor
+    sample_share: float
     """Effective sample size over sample size: (Σ ρ)² / (n Σ ρ²)."""
 
 
+@np.errstate(over="ignore", invalid="ignore")  # a gradient that is not finite is refused by whoever gets it
 def actor_critic_loss(
     log_likelihoods: Tensor,
-    acted: Tensor | None,
+    acted: Floats32 | None,
     values: Tensor,
     entropies: Tensor,
-    advantages: Tensor,
-    targets: Tensor,
+    advantages: Floats32,
+    targets: Floats32,
     weights: Weights,
 ) -> Loss:
     """Returns PPO's clipped loss, or that of A2C, which has its gradient where the policy is the one that acted.
@@ -110,36 +112,51 @@ def actor_critic_loss(
         acted: Of the actions under the policy that acted; None: it is the present one.
         values: With a graph.
         entropies: With a graph.
-        advantages: A constant.
-        targets: Of the values, a constant.
+        advantages: Of the actions.
+        targets: Of the values.
         weights: Of the terms.
     """
-    if weights.normalise and advantages.numel() > 1:
-        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-    gain, told = (
-        ((log_likelihoods * advantages).mean(), _NO_MOVE)
-        if acted is None
-        else _clipped(log_likelihoods - acted, advantages, weights.clip)
+    if weights.normalise and advantages.size > 1:
+        advantages = (advantages - advantages.mean()) / (advantages.std(ddof=1) + np.float32(1e-8))
+    if acted is None:
+        gains, slopes, told = log_likelihoods.detach().numpy() * advantages, advantages, (0.0, 0.0, 1.0)
+    else:
+        gains, slopes, told = _clipped(log_likelihoods.detach().numpy() - acted, advantages, weights.clip)
+    errors = values.detach().numpy() - targets
+    error, entropy = float(np.square(errors).mean()), float(entropies.detach().mean())
+    total = -float(gains.mean()) + weights.value * 0.5 * error - weights.entropy * entropy
+    size = np.float32(advantages.size)
+    spread = np.full_like(errors, -weights.entropy / size)
+    graph = _Loss.apply(  # type: ignore[no-untyped-call]
+        total, (slopes / -size, errors * (np.float32(weights.value) / size), spread), log_likelihoods, values, entropies
     )
-    error = (values - targets).square().mean()
-    entropy = entropies.mean()
-    total = -gain + weights.value * 0.5 * error - weights.entropy * entropy
-    return Loss(total, entropy.detach(), error.detach(), *told)
+    return Loss(graph, entropy, error, *told)
 
 
-def _clipped(move: Tensor, advantages: Tensor, clip: float) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """Returns PPO's gain, and the last three of `Loss`, of changes in log-likelihood."""
-    ratios = move.exp()
-    bounded = ratios.clamp(1.0 - clip, 1.0 + clip)
-    gain = torch.minimum(ratios * advantages, bounded * advantages).mean()
-    with torch.no_grad():
-        kl = (ratios - 1.0 - move).mean()
-        clipped = (ratios != bounded).float().mean()
-        share = ratios.sum().square() / (ratios.numel() * ratios.square().sum())
-    return gain, (kl, clipped, share)
+class _Loss(torch.autograd.Function):
+    """A number whose gradients with respect to some tensors are known."""
+
+    @staticmethod
+    def forward(ctx: Any, total: float, gradients: tuple[Floats32, ...], *tensors: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return tensors[0].new_tensor(total)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *(grad * torch.from_numpy(each) for each in ctx.gradients)
 
 
-_NO_MOVE = (torch.tensor(0.0), torch.tensor(0.0), torch.tensor(1.0))
+def _clipped(
+    move: Floats32, advantages: Floats32, clip: float
+) -> tuple[Floats32, Floats32, tuple[float, float, float]]:
+    """Returns PPO's gains, their slopes, and the last three of `Loss`, of changes in log-likelihood."""
+    ratios = np.exp(move)
+    bounded = ratios.clip(1.0 - clip, 1.0 + clip)
+    free, held = ratios * advantages, bounded * advantages
+    kl, clipped = float((ratios - 1.0 - move).mean()), float((ratios != bounded).mean())
+    share = float(ratios.sum() ** 2 / (ratios.size * np.square(ratios).sum()))
+    return np.minimum(free, held), np.where(free <= held, free, np.float32(0)), (kl, clipped, share)
 
 
 def explained_variance(values: Floats32, targets: Floats32) -> float:

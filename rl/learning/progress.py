@@ -64,7 +64,8 @@ class Discounted:
 
         A reward that is not a number counts as 0: its gradient is refused, and the scale must outlive it.
         """
-        rewards = np.nan_to_num(rewards, posinf=0.0, neginf=0.0)
+        if not np.isfinite(rewards.sum()):
+            rewards = np.nan_to_num(rewards, posinf=0.0, neginf=0.0)
         seen, kept = np.empty(rewards.shape), self.gamma * ~ended
         for t, reward in enumerate(rewards):
             seen[t] = self.carried + reward

@@ -117,10 +117,10 @@ class _Piece(NamedTuple):
 
     begin: int
     slots: Ints
-    drive: Tensor
-    """`[T - begin, b, D]`."""
-    last: Floats32
-    """Of the session after the fragment, `[b, D]`."""
+    told: Tensor
+    """What the market says, `[T - begin, b, H]`."""
+    last: Tensor
+    """The same of the session after the fragment, `[b, H]`."""
     state: State
 
 
@@ -180,8 +180,8 @@ class Sampler:
         net, env = self.net, self.env
         count, split = env.num_envs, env.market_features
         market = env.market_ahead(steps + 1)
-        before, (drive, last, after) = self._state, self._drive(market, self._state)
-        acting = _Acting(net, drive, last, self._noise(steps) if explore else None)
+        before, (told, last, after) = self._state, self._told(market, self._state)
+        acting = _Acting(net, told, last, self._noise(steps) if explore else None)
         portfolio = np.empty((steps, count, self._obs.shape[1] - split), np.float32)
         actions = np.empty((steps, count), np.int64 if net.action is ActionKind.DISCRETE else np.float32)
         rewards = np.empty((steps, count), np.float32)
@@ -201,7 +201,7 @@ class Sampler:
             rewards[t] = reward
             over = terminated[t] | truncated[t]
             self._fresh = over
-            if not over.any():
+            if not np.count_nonzero(over):
                 continue
             slots = np.flatnonzero(over)
             cut = np.flatnonzero(truncated[t])
@@ -209,12 +209,14 @@ class Sampler:
             if t + 1 == steps:
                 continue
             rest = env.market_ahead(steps - t, slots)
-            pieces.append(_Piece(t + 1, slots, *self._drive(rest, net.zero_state(len(slots)))))
+            pieces.append(_Piece(t + 1, slots, *self._told(rest, net.zero_state(len(slots)))))
             acting.replace(t + 1, slots, pieces[-1])
             market[t + 1 :, slots] = rest
             starts[t + 1, slots] = True
         self._state = self._carried(after, pieces, starts)
-        outputs, learned, values = self._answers(_joined(drive, pieces), portfolio, acting.dense)
+        answers = acting.answers
+        values = answers[..., -1]
+        outputs, learned = self._answers(_joined(told, pieces), portfolio, acting.halves, answers)
         likelihoods, entropies = net.judge(permitted(outputs, allowed), torch.from_numpy(actions))
         fragment = Fragment(
             market=market[:steps],
@@ -225,22 +227,22 @@ class Sampler:
             truncated=truncated,
             starts=starts,
             log_likelihoods=likelihoods.detach().numpy(),
-            values=values.numpy(),
+            values=values,
             next_values=self._next_values(acting, values, finals, terminated),
             state=tuple(part.numpy() for part in before),
             allowed=allowed,
         )
         return fragment, Forward(likelihoods, learned, entropies), self._episodes(rewards, terminated | truncated)
 
-    def _answers(self, drive: Tensor, portfolio: Floats32, dense: Floats32) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the actor's outputs, the values that learn, some of the critic's inputs dropped, and whole ones."""
-        net, known = self.net, torch.from_numpy(dense)
-        dropping = torch.is_grad_enabled() and bool(net.model.critic_dropout)
-        net.train(dropping)
-        outputs, learned = net.heads(drive, torch.from_numpy(portfolio), known)
+    def _answers(self, told: Tensor, portfolio: Floats32, halves: Floats32, answers: Floats32) -> tuple[Tensor, Tensor]:
+        """Returns the actor's outputs and the values that learn, some of the critic's inputs dropped."""
+        net, held = self.net, torch.from_numpy(portfolio)
+        if not (torch.is_grad_enabled() and net.model.critic_dropout):
+            return net.known(told, held, torch.from_numpy(halves), torch.from_numpy(answers))
+        net.train()
+        outputs, learned = net.heads(net.drive(told), held)
         net.eval()
-        with torch.no_grad():
-            return outputs, learned, net.critic(known)[..., 0] if dropping else learned.detach()
+        return outputs, learned
 
     def _carried(self, after: State, pieces: list[_Piece], starts: Bools) -> State:
         """Returns the state to go on with: that of each slot's last piece, and zero where an episode just ended."""
@@ -268,27 +270,25 @@ class Sampler:
         self._returns = sums[-1] - sums[last, everywhere]
         return done
 
-    def _drive(self, market: Floats32, state: State) -> tuple[Tensor, Floats32, State]:
-        """Returns the drive `[n, b, D]` of n sessions, that of the one after, `[b, D]`, and the state after n."""
+    def _told(self, market: Floats32, state: State) -> tuple[Tensor, Tensor, State]:
+        """Returns what n sessions say, `[n, b, H]`, what the one after says, `[b, H]`, and the state after n."""
         rows = torch.from_numpy(market)
         told, after = self.net.recur(rows[:-1], state)
         with torch.no_grad():
-            last, _ = self.net.recur(rows[-1:], after)
-            following = self.net.drive(last[0]).numpy()
-        return self.net.drive(told), following, after
+            return told, self.net.recur(rows[-1:], after)[0][0], after
 
     def _next_values(
         self,
         acting: _Acting,
-        values: Tensor,
+        values: Floats32,
         finals: list[tuple[int, Ints, Floats32, Floats32]],
         terminated: Bools,
     ) -> Floats32:
         """Returns `[T, B]`: the values of what came after each step."""
         last = acting.values(acting.last, self._obs[:, self.env.market_features :])
-        following = np.concatenate([values.numpy()[1:], last[None]])
-        for t, slots, drive, portfolio in finals:
-            following[t, slots] = acting.values(drive, portfolio)
+        following = np.concatenate([values[1:], last[None]])
+        for t, slots, doubled, portfolio in finals:
+            following[t, slots] = acting.values(doubled, portfolio)
         return np.where(terminated, np.float32(0), following)
 
     def _noise(self, steps: int) -> Floats32:
@@ -302,55 +302,70 @@ class Sampler:
 
 
 class _Acting:
-    """The policy's last layers in NumPy: fewer and cheaper calls than torch's for one step.
+    """The policy's last layers, a step at a time: each in the library whose call costs less.
 
-    tanh(x) = 2 σ(2x) - 1, and σ is thrice as fast as either library's tanh. So drives are doubled beforehand, the
-    actor takes σ as it is, and what it was becomes tanh once for the whole fragment.
+    tanh(x) = 2 σ(2x) - 1, and σ is thrice as fast as either library's tanh. So what the dense layer reads is doubled
+    beforehand, and the layers after it take σ as it is.
+
+    Attributes:
+        halves: σ of the dense layer, `[T, B, D]`; of steps to come, what the market adds to it, doubled.
+        last: The latter, of the session after the fragment, `[B, D]`.
     """
 
-    def __init__(self, net: SwingNet, drive: Tensor, last: Floats32, noise: Floats32 | None) -> None:
-        self.last = last
-        self._doubled: Floats32 = (2.0 * drive.detach()).numpy()
-        self._halves = np.empty_like(self._doubled)
+    def __init__(self, net: SwingNet, told: Tensor, last: Tensor, noise: Floats32 | None) -> None:
+        """Takes what the market says, and how choices stray.
+
+        Args:
+            net: The policy.
+            told: `[T, B, H]`.
+            last: Of the session after the fragment, `[B, H]`.
+            noise: `[T, B, A]`; see `Sampler`. None: choices do not stray.
+        """
+        weights = 2.0 * net.trunk.weight.detach().t()
+        self._doubling, self._joins = weights[: net.model.hidden].contiguous(), weights[net.model.hidden :].contiguous()
+        self._doubled_bias = 2.0 * net.trunk.bias.detach()
+        last_layers = (net.actor, net.critic)
+        halved = torch.cat([layer.weight.detach() for layer in last_layers])
+        self._bias = (torch.cat([layer.bias.detach() for layer in last_layers]) - halved.sum(1)).numpy()
+        self._weights = (2.0 * halved).t().contiguous().numpy()
         self._discrete = net.action is ActionKind.DISCRETE
-        self._joins = np.ascontiguousarray(2.0 * net.trunk.weight.detach().numpy()[:, net.model.hidden :].T)
-        actor = net.actor.weight.detach().numpy().T
-        self._actor = np.ascontiguousarray(2.0 * actor)
-        self._added = net.actor.bias.detach().numpy() - actor.sum(axis=0)
-        if noise is not None:
-            self._added = self._added + noise
-        self._critic, self._valued = net.critic.weight.detach().numpy()[0], net.critic.bias.detach().numpy()
+        self.halves, self.last = self._double(told), self._double(last)
+        self._answers = np.empty((*self.halves.shape[:2], len(self._bias)), np.float32)
+        self._added = np.full_like(self._answers, -np.inf)  # the last is no choice
+        self._added[..., :-1] = self._bias[:-1] if noise is None else noise + self._bias[:-1]
 
     @property
-    def dense(self) -> Floats32:
-        """The dense layer of all steps, `[T, B, D]`."""
-        return 2.0 * self._halves - 1.0
+    def answers(self) -> Floats32:
+        """Outputs of all steps, without noise, and the value as the last, `[T, B, A + 1]`."""
+        return self._answers + self._bias
 
     def choose(self, t: int, portfolio: Floats32, allowed: Bools | None) -> Any:
-        halves = np.matmul(portfolio, self._joins, out=self._halves[t])
-        halves += self._doubled[t]
-        torch.from_numpy(halves).sigmoid_()
-        outputs = halves @ self._actor
-        outputs += self._added[t] if self._added.ndim > 1 else self._added
+        """Returns the actions `[B]` of step t, for portfolios `[B, P]`."""
+        halves = self.halves[t]
+        torch.from_numpy(halves).addmm_(torch.from_numpy(portfolio), self._joins).sigmoid_()
+        outputs = np.dot(halves, self._weights, out=self._answers[t]) + self._added[t]
         if allowed is not None:
-            outputs[~allowed] = -np.inf
+            outputs[:, :-1][~allowed] = -np.inf
         return outputs.argmax(axis=1) if self._discrete else outputs[:, 0]
 
-    def values(self, drives: Floats32, portfolios: Floats32) -> Floats32:
-        """Returns the critic's values of drives `[b, D]` with portfolios `[b, P]`, `[b]`."""
-        halves = portfolios @ self._joins
-        halves += 2.0 * drives
-        torch.from_numpy(halves).sigmoid_()
-        found: Floats32 = (2.0 * halves - 1.0) @ self._critic + self._valued
+    def values(self, doubled: Floats32, portfolio: Floats32) -> Floats32:
+        """Returns the critic's values `[b]` where the market adds `doubled`, `[b, D]`, to portfolios `[b, P]`."""
+        halves = torch.addmm(torch.from_numpy(doubled), torch.from_numpy(portfolio), self._joins).sigmoid_().numpy()
+        found: Floats32 = halves @ self._weights[:, -1] + self._bias[-1]
         return found
 
     def after(self, t: int) -> Floats32:
-        """Returns the drive of the session after t, `[B, D]`."""
-        return 0.5 * self._doubled[t + 1] if t + 1 < len(self._doubled) else self.last
+        """Returns what the market adds in the session after t, doubled, `[B, D]`."""
+        return self.halves[t + 1] if t + 1 < len(self.halves) else self.last
 
     def replace(self, begin: int, slots: Ints, piece: _Piece) -> None:
-        self._doubled[begin:, slots] = 2.0 * piece.drive.detach().numpy()
-        self.last[slots] = piece.last
+        """Puts another market into some slots, from step `begin` on."""
+        self.halves[begin:, slots] = self._double(piece.told)
+        self.last[slots] = self._double(piece.last)
+
+    def _double(self, told: Tensor) -> Floats32:
+        doubled = torch.addmm(self._doubled_bias, told.detach().flatten(0, -2), self._doubling)
+        return doubled.view(*told.shape[:-1], -1).numpy()
 
 
 def permitted(outputs: Tensor, allowed: Bools | None) -> Tensor:
@@ -358,12 +373,12 @@ def permitted(outputs: Tensor, allowed: Bools | None) -> Tensor:
     return outputs if allowed is None else outputs.masked_fill(~torch.from_numpy(allowed), FORBIDDEN)
 
 
-def _joined(drive: Tensor, pieces: list[_Piece]) -> Tensor:
-    """Returns the drive `[T, B, D]` with each piece in its place."""
+def _joined(told: Tensor, pieces: list[_Piece]) -> Tensor:
+    """Returns what the market says, `[T, B, H]`, with each piece in its place."""
     if not pieces:
-        return drive
-    steps = len(drive)
-    owner = np.full((steps, drive.shape[1]), -1, np.int64)
+        return told
+    steps = len(told)
+    owner = np.full((steps, told.shape[1]), -1, np.int64)
     for number, piece in enumerate(pieces):
         owner[piece.begin :, piece.slots] = number
     places, parts = [], []
@@ -371,6 +386,6 @@ def _joined(drive: Tensor, pieces: list[_Piece]) -> Tensor:
         mine = owner[piece.begin :, piece.slots] == number
         row, column = np.nonzero(mine)
         places.append(np.stack([row + piece.begin, piece.slots[column]]))
-        parts.append(piece.drive[torch.from_numpy(mine)])
+        parts.append(piece.told[torch.from_numpy(mine)])
     rows, columns = torch.from_numpy(np.concatenate(places, axis=1))
-    return drive.index_put((rows, columns), torch.cat(parts))
+    return told.index_put((rows, columns), torch.cat(parts))
