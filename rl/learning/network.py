@@ -100,7 +100,7 @@ class SwingNet(nn.Module):
         No gradient flows into the state that is given or returned.
         """
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            told, (h, c) = self.lstm(market, (state.h, state.c))
+            told, (h, c) = self._lstm(market, state)
         told = told.float()
         past, known = state.past, state.known
         if self.model.attention_heads:
@@ -109,6 +109,17 @@ class SwingNet(nn.Module):
             kept = len(past)
             past, known = keys[len(keys) - kept :].detach(), (known + len(market)).clamp(max=kept)
         return told, State(h.detach().float(), c.detach().float(), past, known)
+
+    def _lstm(self, market: Tensor, state: State) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Returns what `lstm` does; for a single step torch has a function of its own, that takes less time."""
+        if len(market) > 1 or torch.is_grad_enabled() or self.bf16:
+            return cast("tuple[Tensor, tuple[Tensor, Tensor]]", self.lstm(market, (state.h, state.c)))
+        told, after = market[0], []
+        for h, c, weights in zip(state.h, state.c, self.lstm.all_weights, strict=True):
+            after.append(torch.lstm_cell(told, (h, c), *weights))
+            told = after[-1][0]
+        hs, cs = zip(*after, strict=True)
+        return told[None], (torch.stack(hs), torch.stack(cs))
 
     def unroll(self, market: Tensor, state: State, starts: Tensor) -> Tensor:
         """Returns what the market says, `[T, B, H]`, where episodes may begin on the way.
@@ -250,9 +261,9 @@ class _Judged(torch.autograd.Function):
         total = odds.sum(axis=0)
         logs, odds = shifted - np.log(total), odds / total
         entropies = -(odds * logs).sum(axis=0)
-        chosen = actions.numpy().reshape(-1), np.arange(len(total))
+        chosen = actions.numpy().reshape(-1) * len(total) + np.arange(len(total))
         ctx.told = odds, logs, entropies, chosen
-        return torch.from_numpy(logs[chosen]).view(actions.shape), torch.from_numpy(entropies).view(actions.shape)
+        return torch.from_numpy(logs.take(chosen)).view(actions.shape), torch.from_numpy(entropies).view(actions.shape)
 
     @staticmethod
     @once_differentiable
@@ -260,8 +271,8 @@ class _Judged(torch.autograd.Function):
         odds, logs, entropies, chosen = ctx.told
         likelihoods, spreads = (each.numpy().reshape(-1) for each in grads)
         logits = -odds * (likelihoods + spreads * (logs + entropies))
-        logits[chosen] += likelihoods
-        return torch.from_numpy(np.ascontiguousarray(logits.T)).view(*grads[0].shape, -1), None
+        logits.reshape(-1)[chosen] += likelihoods
+        return torch.from_numpy(logits.T).view(*grads[0].shape, -1), None
 
 
 class Joined:
