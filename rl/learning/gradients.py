@@ -267,8 +267,12 @@ def minibatches(slots: int, recipe: Recipe, rng: np.random.Generator) -> Iterato
 
 def loss_figures(loss: Loss) -> dict[str, float]:
     """Returns the parts of a loss that people watch."""
-    return {name: getattr(loss, name) for name in ("entropy", "kl", "clipped", "sample_share")} | {
-        "value_loss": loss.value
+    return {
+        "entropy": loss.entropy,
+        "value_loss": loss.value,
+        "kl": loss.kl,
+        "clipped": loss.clipped,
+        "sample_share": loss.sample_share,
     }
 
 

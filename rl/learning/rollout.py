@@ -1,7 +1,7 @@
 """Acting: one fragment of T steps in B slots, as time-major arrays.
 
 No action changes the market, so the recurrence runs over the whole fragment before the first action, in one call;
-each step then costs two small products in NumPy. Where an episode ends on the way, its slot runs again from a zero
+each step then costs two small products. Where an episode ends on the way, its slot runs again from a zero
 state over the rest. With `grad`, what was computed for acting keeps its graph, and the gradient needs no second
 forward pass.
 
@@ -235,7 +235,10 @@ class Sampler:
         return fragment, Forward(likelihoods, learned, entropies), self._episodes(rewards, terminated | truncated)
 
     def _answers(self, told: Tensor, portfolio: Floats32, halves: Floats32, answers: Floats32) -> tuple[Tensor, Tensor]:
-        """Returns the actor's outputs and the values that learn, some of the critic's inputs dropped."""
+        """Returns the actor's outputs `[T, B, A]` and the values that learn `[T, B]`, arguments as of `SwingNet.known`.
+
+        Where the critic drops some of its inputs, the last layers are computed once more, with torch's graph.
+        """
         net, held = self.net, torch.from_numpy(portfolio)
         if not (torch.is_grad_enabled() and net.model.critic_dropout):
             return net.known(told, held, torch.from_numpy(halves), torch.from_numpy(answers))
@@ -364,6 +367,7 @@ class _Acting:
         self.last[slots] = self._double(piece.last)
 
     def _double(self, told: Tensor) -> Floats32:
+        """Returns what the market adds to the dense layer, doubled, `[..., D]`, where it says `told`, `[..., H]`."""
         doubled = torch.addmm(self._doubled_bias, told.detach().flatten(0, -2), self._doubling)
         return doubled.view(*told.shape[:-1], -1).numpy()
 
